@@ -1,0 +1,195 @@
+"""Entries of a site's privacy ledger and of the coordinator's study log: events, never only epsilon.
+
+An entry is a signed envelope of one `LedgerEntry`. `previous` is the envelope digest of the entry before (64 zeros for
+the first); over the envelope bytes as leaves stands an RFC 6962 Merkle tree. The statement's subject is the study the
+entry is about, or 64 zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.canonical import Decimal, Digest, Name, Strict
+from schemas.envelope import Predicate
+from schemas.messages import ModelRelease
+
+NO_STUDY = "0" * 64
+
+
+class GaussianEvent(Strict):
+    """One execution of an integer Gaussian mechanism on a clipped sum; what a stranger needs to recompute epsilon.
+
+    Attributes:
+        data: Which disjoint part of the data source was touched; parts compose in parallel.
+        runs: (sampling probability, noise multiplier of the h honest shares together, steps), exact decimals.
+        sensitivity: Integer L2 bound of one privacy unit after encoding (units of the integer lattice).
+        local_sigma: Standard deviation of this site's own noise share in lattice units, as a decimal string rounded
+            *down*: local_sigma >= noise_multiplier * sensitivity / sqrt(h).
+        divisor: Public divisor of the server step ("1" for a histogram).
+        dimension: Number of coefficients.
+        sites_in_sum: k_min of the plan: the fewest shares that an opened sum can hold.
+        honest_assumed: h.
+        effective_sigma: Lattice standard deviation of the h honest shares together, decimal rounded down.
+    """
+
+    kind: Literal["gaussian"] = "gaussian"
+    data: Literal["training", "held-out"]
+    unit: Literal["patient"] = "patient"
+    neighboring_relation: Literal["add-or-remove-one"] = "add-or-remove-one"
+    contribution_bound: str
+    id_column: str
+    max_sites_per_patient: int
+    runs: tuple[tuple[Decimal, Decimal, int], ...] = Field(min_length=1)
+    clip_norm: Decimal
+    scale_bits: int
+    sensitivity: int
+    local_sigma: Decimal
+    divisor: Decimal
+    dimension: int
+    noise_scope: Literal["distributed"] = "distributed"
+    sites_in_sum: int
+    honest_assumed: int
+    effective_sigma: Decimal
+    rng: Literal["os-seeded-aes-ctr"]
+    sampler: Literal["discrete-gaussian"]
+
+
+PrivacyEvent = GaussianEvent
+
+
+class FilterState(Strict):
+    """Totals of the privacy filter over the site's data source for one data part: GDP mu^2, exact decimal strings."""
+
+    kind: Literal["gdp"] = "gdp"
+    data: Literal["training", "held-out"]
+    spent: Decimal
+    limit: Decimal
+
+
+class PlanApproved(Strict):
+    kind: Literal["plan-approved"] = "plan-approved"
+    approval: Digest
+
+
+class CohortRegistered(Strict):
+    """The site's data source got a budget for its lifetime. `cohort` is a digest keyed by a secret of the site."""
+
+    kind: Literal["cohort-registered"] = "cohort-registered"
+    cohort: Digest
+    epsilon: Decimal
+    delta: Decimal
+
+
+class PrivacyReserved(Strict):
+    """Charged before data is touched; atomic with the filter's decision."""
+
+    kind: Literal["privacy-reserved"] = "privacy-reserved"
+    cohort: Digest
+    instruction: Digest
+    round: int
+    event: PrivacyEvent
+    before: FilterState
+    after: FilterState
+
+
+class PrivacyCommitted(Strict):
+    """The reserved mechanism ran; `contribution` names what it produced."""
+
+    kind: Literal["privacy-committed"] = "privacy-committed"
+    instruction: Digest
+    round: int
+    contribution: Digest
+
+
+class Refused(Strict):
+    """The site declined. `requested`, `before` only where a budget decided."""
+
+    kind: Literal["refused"] = "refused"
+    instruction: Digest
+    code: str
+    requested: Decimal | None = None
+    before: FilterState | None = None
+
+
+class KeyCeremony(Strict):
+    kind: Literal["key-ceremony"] = "key-ceremony"
+    epoch: int
+    sid_star: Digest
+
+
+class RecordSigned(Strict):
+    kind: Literal["record-signed"] = "record-signed"
+    round: int
+    record: Digest
+
+
+class ShareReleased(Strict):
+    kind: Literal["share-released"] = "share-released"
+    round: int
+    record: Digest
+    request: Digest
+    share: Digest
+
+
+class InstructionIssued(Strict):
+    kind: Literal["instruction-issued"] = "instruction-issued"
+    round: int
+    attempt: int
+    instruction: Digest
+
+
+class RecordProposed(Strict):
+    kind: Literal["record-proposed"] = "record-proposed"
+    round: int
+    record: Digest
+    dropped: tuple[tuple[Name, str], ...]
+
+
+class SumOpened(Strict):
+    kind: Literal["sum-opened"] = "sum-opened"
+    round: int
+    opening: Digest
+    model: Digest
+
+
+class ModelReleased(Strict):
+    kind: Literal["model-released"] = "model-released"
+    release: ModelRelease
+
+
+Body = Annotated[
+    PlanApproved
+    | CohortRegistered
+    | PrivacyReserved
+    | PrivacyCommitted
+    | Refused
+    | KeyCeremony
+    | RecordSigned
+    | ShareReleased
+    | InstructionIssued
+    | RecordProposed
+    | SumOpened
+    | ModelReleased,
+    Field(discriminator="kind"),
+]
+
+
+class LedgerEntry(Predicate):
+    """One entry.
+
+    Attributes:
+        owner: Site or coordinator whose log this is.
+        sequence: 0-based position.
+        previous: Envelope digest of the entry before; 64 zeros for the first.
+        time: UTC, second precision, ISO 8601 with Z; informative, never trusted.
+        software: Versions that produced the entry, e.g. "consilium 0.1.0".
+    """
+
+    owner: Name
+    sequence: int = Field(ge=0)
+    previous: Digest
+    time: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+    software: str
+    body: Body

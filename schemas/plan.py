@@ -1,0 +1,211 @@
+"""The study plan: everything that changes a guarantee, frozen; its digest is the study id.
+
+What does not change a guarantee (threads, poll intervals, deadlines, paths) is `RunOptions` or a site's own settings.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schemas.canonical import Decimal, HexKey, Name, Strict, digest_of
+from schemas.contract import DataContract
+from schemas.errors import PlanError
+from schemas.threshold import Threshold, verify_numbers_fit
+
+
+class SiteEntry(Strict):
+    """One site of a study.
+
+    Attributes:
+        identity_key: Raw Ed25519 public key, hex.
+        hpke_key: Raw HPKE public key (MLKEM768-X25519, 1216 bytes), hex.
+        declared_patients: Rounded cohort size that the site declares when it approves; public.
+        key_holder: Whether the site holds a share of the collective key.
+        contributor: Whether the site contributes updates.
+    """
+
+    name: Name
+    identity_key: HexKey
+    hpke_key: str = Field(pattern=r"^[0-9a-f]{2432}$")
+    declared_patients: int = Field(ge=1, le=100_000_000)
+    key_holder: bool = True
+    contributor: bool = True
+
+
+class CoordinatorEntry(Strict):
+    name: Name
+    identity_key: HexKey
+
+
+class ReviewerEntry(Strict):
+    name: Name
+    identity_key: HexKey
+
+
+class ModelSpec(Strict):
+    """Model from the registry: ``logistic`` regression or ``mlp`` with tanh units; one logit output."""
+
+    kind: Literal["logistic", "mlp"]
+    hidden: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSpec:
+        if (self.kind == "mlp") != bool(self.hidden) or any(not 1 <= h <= 4096 for h in self.hidden):
+            raise PlanError("model-hidden", "An mlp needs hidden sizes from 1 to 4096 and a logistic model has none.")
+        return self
+
+
+class MechanismSpec(Strict):
+    """One clipped-gradient sum per round and site, per patient, with integer Gaussian noise shares.
+
+    Attributes:
+        clip_norm: L2 bound C on one patient's summed contribution (mean gradient of the patient's rows).
+        scale_bits: A real x is encoded as round(x / C * 2**scale_bits).
+        noise_multiplier: sigma; the h honest shares together have standard deviation sigma * C.
+        sampling_probability: Public; "1" is full batch.
+        rounds: Number of training rounds T.
+        unit: The privacy unit.
+        neighboring_relation: What may differ.
+    """
+
+    mode: Literal["distributed"] = "distributed"
+    unit: Literal["patient"] = "patient"
+    neighboring_relation: Literal["add-or-remove-one"] = "add-or-remove-one"
+    clip_norm: Decimal
+    scale_bits: int = Field(ge=8, le=24)
+    noise_multiplier: Decimal
+    sampling_probability: Decimal = "1"
+    rounds: int = Field(ge=1, le=10_000)
+
+
+class OptimizerSpec(Strict):
+    """Server step: the opened sum is divided by the public `divisor` and fed to the optimizer."""
+
+    kind: Literal["sgd", "momentum", "adam"]
+    learning_rate: Decimal
+    divisor: Decimal
+    momentum: Decimal = "0"
+    beta1: Decimal = "0.9"
+    beta2: Decimal = "0.999"
+    epsilon: Decimal = "1e-8"
+    weight_decay: Decimal = "0"
+
+
+class BudgetSpec(Strict):
+    """Per-site total over the study in the collusion reading, evaluation included.
+
+    Training patients and held-out patients are disjoint and compose in parallel (two sub-ledgers).
+    """
+
+    epsilon: Decimal
+    delta: Decimal
+    max_sites_per_patient: int = Field(default=2, ge=1, le=100)
+
+
+class EvaluationSpec(Strict):
+    """One encrypted (label, score bin) histogram over the held-out patients, with integer Gaussian noise shares.
+
+    Attributes:
+        bins: Score bins of equal width in probability.
+        noise_multiplier: sigma on counts for the h honest shares together; one patient changes one count by 1.
+    """
+
+    bins: int = Field(ge=2, le=1000)
+    noise_multiplier: Decimal
+
+
+class StudyPlan(Strict):
+    """The plan that the coordinator and every site sign."""
+
+    format: Literal["consilium/plan/1"] = "consilium/plan/1"
+    title: str = Field(min_length=1, max_length=200)
+    purpose: str = Field(min_length=1, max_length=2000)
+    nonce: HexKey
+    coordinator: CoordinatorEntry
+    sites: tuple[SiteEntry, ...] = Field(min_length=2, max_length=4096)
+    reviewers: tuple[ReviewerEntry, ...] = ()
+    threshold: Threshold
+    contract: DataContract
+    model: ModelSpec
+    mechanism: MechanismSpec
+    optimizer: OptimizerSpec
+    budget: BudgetSpec
+    evaluation: EvaluationSpec
+    rounds_per_epoch: int = Field(default=64, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _check(self) -> StudyPlan:
+        names = [s.name for s in self.sites]
+        if names != sorted(set(names)) or self.coordinator.name in names:
+            raise PlanError("plan-sites", "Sites must be sorted by name, distinct, and not named like the coordinator.")
+        keys = [s.identity_key for s in self.sites] + [self.coordinator.identity_key]
+        keys += [r.identity_key for r in self.reviewers]
+        if len(set(keys)) != len(keys) or len({s.hpke_key for s in self.sites}) != len(self.sites):
+            raise PlanError("plan-keys", "Two participants share a key.", "Every participant makes its own identity.")
+        verify_numbers_fit(self.threshold, len(self.key_holders), len(self.contributors))
+        return self
+
+    @property
+    def key_holders(self) -> tuple[SiteEntry, ...]:
+        """Sites that hold a key share, in name order; holder j of the sharing (1-based) is position j - 1."""
+        return tuple(s for s in self.sites if s.key_holder)
+
+    @property
+    def contributors(self) -> tuple[SiteEntry, ...]:
+        """Sites that may contribute, in name order."""
+        return tuple(s for s in self.sites if s.contributor)
+
+    @property
+    def study(self) -> str:
+        """The study id: the digest of the plan's canonical bytes."""
+        return digest_of(self)
+
+    def site(self, name: str) -> SiteEntry:
+        """Returns the entry of `name`.
+
+        Raises:
+            PlanError: `unknown-site`.
+        """
+        for entry in self.sites:
+            if entry.name == name:
+                return entry
+        raise PlanError("unknown-site", f"The plan has no site named {name}.")
+
+
+def feature_count(contract: DataContract) -> int:
+    """Returns the encoded feature count: 1 per number or boolean, plus 1 missing indicator where missing is allowed,
+    and one per code (one-hot; an all-zero group means missing)."""
+    total = 0
+    for column in contract.features:
+        if column.kind == "code":
+            total += len(column.codes)
+        else:
+            total += 1 + (float(column.max_missing) > 0)
+    return total
+
+
+def layer_shapes(plan: StudyPlan) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Returns parameter names and shapes in the flat order of every update: per layer weight (out, in), bias (out,)."""
+    sizes = (feature_count(plan.contract), *plan.model.hidden, 1)
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+    for index, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        shapes += [(f"layers.{index}.weight", (fan_out, fan_in)), (f"layers.{index}.bias", (fan_out,))]
+    return tuple(shapes)
+
+
+def update_length(plan: StudyPlan) -> int:
+    """Returns the number of coefficients of one training update."""
+    total = 0
+    for _, shape in layer_shapes(plan):
+        size = 1
+        for extent in shape:
+            size *= extent
+        total += size
+    return total
+
+
+def histogram_length(plan: StudyPlan) -> int:
+    """Returns the number of counts in the evaluation histogram: 2 labels x bins, label 0 first."""
+    return 2 * plan.evaluation.bins

@@ -1,0 +1,138 @@
+"""A create-only object store in a folder: what the embedded consortium uses in place of S3.
+
+Invariants: a name once written keeps its bytes; writing the same bytes again succeeds, other bytes are refused; an
+object appears whole or not at all (temporary file, fsync, link).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from schemas.errors import OperationError, PeerError
+
+_KEY = re.compile(r"^[a-z0-9][A-Za-z0-9._-]*(/[a-z0-9][A-Za-z0-9._-]*)*$")
+
+
+class FolderStore:
+    """Objects as files under `root`. Optionally refuses writes outside `write_prefix` (a site's own prefix)."""
+
+    def __init__(self, root: Path, write_prefix: str = "") -> None:
+        self.root = root
+        self.write_prefix = write_prefix
+
+    def put(self, key: str, data: bytes) -> None:
+        """Creates `key` with `data`; does nothing if it already holds exactly these bytes.
+
+        Raises:
+            PeerError: `name-taken` if the name holds other bytes.
+            OperationError: `store-full`, `store-unwritable`.
+        """
+        target = self._path(key, write=True)
+        temporary = self._temporary(target)
+        try:
+            with temporary.open("wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            self._publish(temporary, target, key)
+        except OSError as error:
+            raise _explain(error) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def put_file(self, key: str, source: Path) -> None:
+        """Like `put` for the content of a local file, streamed."""
+        target = self._path(key, write=True)
+        temporary = self._temporary(target)
+        try:
+            with source.open("rb") as read, temporary.open("wb") as out:
+                while block := read.read(1 << 20):
+                    out.write(block)
+                out.flush()
+                os.fsync(out.fileno())
+            self._publish(temporary, target, key)
+        except OSError as error:
+            raise _explain(error) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def get(self, key: str) -> bytes | None:
+        """Returns the bytes of `key`, or None if it does not exist (yet)."""
+        try:
+            return self._path(key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def open(self, key: str) -> IO[bytes]:
+        """Opens `key` for streaming.
+
+        Raises:
+            OperationError: `object-missing`.
+        """
+        try:
+            return self._path(key).open("rb")
+        except FileNotFoundError:
+            raise OperationError("object-missing", f"Expected {key} in the store.") from None
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def size(self, key: str) -> int:
+        """Returns the size in bytes of `key`; 0 if it does not exist."""
+        path = self._path(key)
+        return path.stat().st_size if path.is_file() else 0
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yields the names under `prefix` in order."""
+        base = self._path(prefix)
+        for path in sorted(base.rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                yield path.relative_to(self.root).as_posix()
+
+    def _path(self, key: str, write: bool = False) -> Path:
+        if not _KEY.match(key):
+            raise OperationError("bad-object-name", "Expected a relative name of letters, digits, '.', '_', '-'.")
+        if write and self.write_prefix and not key.startswith(self.write_prefix + "/"):
+            raise OperationError("outside-prefix", f"Expected a name under {self.write_prefix}/.")
+        return self.root / key
+
+    def _temporary(self, target: Path) -> Path:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _explain(error) from None
+        return target.parent / f".{secrets.token_hex(8)}.part"
+
+    def _publish(self, temporary: Path, target: Path, key: str) -> None:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            if not _same_bytes(temporary, target):
+                raise PeerError("name-taken", key.split("/")[0], f"{key} already holds other bytes.") from None
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _same_bytes(left: Path, right: Path) -> bool:
+    with left.open("rb") as a, right.open("rb") as b:
+        while True:
+            block_a, block_b = a.read(1 << 20), b.read(1 << 20)
+            if block_a != block_b:
+                return False
+            if not block_a:
+                return True
+
+
+def _explain(error: OSError) -> OperationError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OperationError("store-full", "The store has no space left.", "Free space and run the command again.")
+    return OperationError("store-unwritable", f"The store cannot be written ({error.strerror}).", "Check its folder.")
