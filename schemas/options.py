@@ -1,0 +1,72 @@
+"""Settings that change no guarantee: paths, deadlines, poll intervals. Never signed, never in a plan."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Base of the settings files: frozen, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunOptions(Settings):
+    """How long to wait. A deadline that passes is a drop-out, never a retry with other bytes."""
+
+    poll_interval_seconds: float = Field(default=0.25, gt=0)
+    ceremony_deadline_seconds: float = Field(default=180, gt=0)
+    contribute_deadline_seconds: float = Field(default=120, gt=0)
+    certify_deadline_seconds: float = Field(default=60, gt=0)
+    share_deadline_seconds: float = Field(default=30, gt=0)
+    opening_deadline_seconds: float = Field(default=120, gt=0)
+    release_deadline_seconds: float = Field(default=120, gt=0)
+    dispatch_attempts: int = Field(default=20, ge=1)
+
+
+class CoordinatorSettings(Settings):
+    """`config.json` in a coordinator's home.
+
+    Attributes:
+        store: Folder of the object store.
+        study: Plan digest of the study to run.
+        prefect_api_url: The Prefect server.
+        mlflow_uri: Tracking store, e.g. ``sqlite:////…/mlflow.db``.
+        artifacts: Folder of MLflow's artifacts.
+    """
+
+    format: Literal["consilium/coordinator/1"] = "consilium/coordinator/1"
+    name: str
+    store: str
+    study: str
+    prefect_api_url: str
+    mlflow_uri: str
+    artifacts: str
+    options: RunOptions = RunOptions()
+
+
+class SiteSettings(Settings):
+    """`config.json` in a site's home. The site's own limits are here, not in any plan.
+
+    Attributes:
+        store: Folder of the object store (the site writes only under its own prefix).
+        data: The site's table (Parquet or CSV).
+        study: Plan digests that this site approved and lets run.
+        epsilon, delta: The site's budget over the lifetime of its data source, decimal strings.
+        memory_folder: Where epoch secrets live; default a private folder in /dev/shm.
+        training_in_child: Train in a fork-server child that can be killed.
+    """
+
+    format: Literal["consilium/site/1"] = "consilium/site/1"
+    name: str
+    store: str
+    data: str
+    studies: tuple[str, ...]
+    prefect_api_url: str
+    epsilon: str
+    delta: str
+    memory_folder: str | None = None
+    training_in_child: bool = True
+    options: RunOptions = RunOptions()
