@@ -38,14 +38,14 @@ def round_key(study: str, round_: int, site: str | None, item: str) -> str:
 
 
 def attempt_key(study: str, round_: int, attempt: int, site: str | None, item: str) -> str:
-    """Per attempt. Coordinator: instruction.json. Site: contribution.json or refusal.json, key.bin,
-    shamir-<holder>.bin, bulk.bin, shamir-fault.json."""
+    """Per attempt. Coordinator: instruction.json, collected.json. Site: contribution.json or refusal.json, key.bin,
+    shamir-<holder>.bin, bulk.bin, shares-checked.json."""
     prefix = coordinator_prefix(study) if site is None else site_prefix(study, site)
     return f"{prefix}/round-{round_:04d}/attempt-{attempt:02d}/{item}"
 
 
 def ledger_key(study: str, owner: str, coordinator: bool, item: str) -> str:
-    """Items: entries.jsonl (one envelope per line), checkpoint.json, witness.json."""
+    """Items: entries-<first sequence, 6 digits>.jsonl (slices, one envelope per line), checkpoint.json, witness.json."""
     prefix = coordinator_prefix(study) if coordinator else site_prefix(study, owner)
     return f"{prefix}/ledger/{item}"
 

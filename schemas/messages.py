@@ -179,6 +179,30 @@ class Refusal(Predicate):
     verdict: ContractVerdict | None = None
 
 
+class Collected(Predicate):
+    """The coordinator has stopped collecting and asks the holders to check the sealed shares addressed to them."""
+
+    sid_star: Digest
+    round: int
+    attempt: int
+    instruction: Digest
+    contributions: tuple[tuple[Name, Digest], ...]
+
+
+class SharesChecked(Predicate):
+    """A holder tried to open the sealed shares of all collected contributions; `faulty` senders are to be left out.
+
+    Signed by the holder's epoch key, before any record is proposed.
+    """
+
+    sid_star: Digest
+    round: int
+    attempt: int
+    holder: Name
+    collected: Digest
+    faulty: tuple[Name, ...]
+
+
 class Record(Predicate):
     """The coordinator proposes which contributions are summed; its envelope digest is what holders certify (R).
 
@@ -198,19 +222,6 @@ class Record(Predicate):
     contributions: tuple[tuple[Name, Digest], ...]
     dropped: tuple[tuple[Name, Literal["silent", "refused", "invalid"]], ...]
     key_sum: Digest
-
-
-class ShamirFault(Predicate):
-    """A holder could not open or parse the sealed shares of these senders: leave them out of the record.
-
-    Signed by the holder's epoch key, sent before any record is proposed.
-    """
-
-    sid_star: Digest
-    round: int
-    attempt: int
-    holder: Name
-    senders: tuple[Name, ...]
 
 
 class RecordSignature(Predicate):

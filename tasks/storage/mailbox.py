@@ -1,0 +1,54 @@
+"""Signed messages in the store: read one and verify it, or None while it is not there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from schemas.canonical import sha256_hex
+from schemas.envelope import Predicate, open_envelope
+from schemas.errors import PeerError
+from tasks.storage.base import Store
+
+P = TypeVar("P", bound=Predicate)
+
+
+@dataclass(frozen=True)
+class Signed(Generic[P]):
+    """A verified message, its envelope bytes and the digest by which others refer to it."""
+
+    predicate: P
+    data: bytes
+    digest: str
+
+
+def read_signed(store: Store, key: str, model: type[P], study: str, key_hex: str, sender: str) -> Signed[P] | None:
+    """Reads and verifies the message at `key`.
+
+    Args:
+        key_hex: The sender's pinned public key.
+
+    Returns:
+        None if the object does not exist yet.
+
+    Raises:
+        PeerError: the message is not what `sender` should have signed.
+    """
+    data = store.get(key)
+    if data is None:
+        return None
+    return Signed(open_envelope(model, data, study, key_hex, sender), data, sha256_hex(data))
+
+
+def read_blob(store: Store, key: str, digest: str, sender: str) -> bytes:
+    """Reads the object at `key` and checks its SHA-256 against a signed digest.
+
+    Raises:
+        PeerError: `blob-missing` or `blob-digest`, naming `sender`.
+    """
+    data = store.get(key)
+    if data is None:
+        raise PeerError("blob-missing", sender, f"{key.rsplit('/', 1)[-1]} is not in the store.")
+    if sha256_hex(data) != digest:
+        raise PeerError("blob-digest", sender, f"{key.rsplit('/', 1)[-1]} is not what was signed.")
+    return data
