@@ -156,8 +156,7 @@ def _open_payload(model: type[P], payload: bytes, study: str, sender: str, what:
         raise PeerError("wrong-statement", sender, f"expected {model.predicate_type()}, got another statement type.")
     if statement.subject[0].name != "study" or statement.subject[0].digest["sha256"] != study:
         raise PeerError("wrong-statement", sender, f"{model.__name__} is about another study.")
-    predicate = parse_canonical(model, canonical_bytes(statement.predicate), what)
-    return predicate
+    return parse_canonical(model, canonical_bytes(statement.predicate), what)
 
 
 def _pae(payload: bytes) -> bytes:

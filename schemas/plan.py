@@ -5,6 +5,7 @@ What does not change a guarantee (threads, poll intervals, deadlines, paths) is 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -190,7 +191,7 @@ def layer_shapes(plan: StudyPlan) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Returns parameter names and shapes in the flat order of every update: per layer weight (out, in), bias (out,)."""
     sizes = (feature_count(plan.contract), *plan.model.hidden, 1)
     shapes: list[tuple[str, tuple[int, ...]]] = []
-    for index, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         shapes += [(f"layers.{index}.weight", (fan_out, fan_in)), (f"layers.{index}.bias", (fan_out,))]
     return tuple(shapes)
 

@@ -1,4 +1,4 @@
-"""A participant's long-lived identity: an Ed25519 signing key and an HPKE key, in one file that only its owner reads."""
+"""A participant's long-lived identity: an Ed25519 signing key and an HPKE key, in a file only its owner reads."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def save_identity(identity: Identity, path: Path) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise OperationError("identity-exists", f"{path.name} exists.", "Keep it: its public keys are in plans.") from None
+        raise OperationError(
+            "identity-exists", f"{path.name} exists.", "Keep it: its public keys are in plans."
+        ) from None
     with os.fdopen(handle, "w") as out:
         json.dump(content, out)
         out.flush()

@@ -114,7 +114,7 @@ class FolderStore:
             os.link(temporary, target)
         except FileExistsError:
             if not _same_bytes(temporary, target):
-                raise PeerError("name-taken", key.split("/")[0], f"{key} already holds other bytes.") from None
+                raise PeerError("name-taken", key.partition("/")[0], f"{key} already holds other bytes.") from None
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

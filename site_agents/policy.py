@@ -1,0 +1,159 @@
+"""What a site agrees to do: pure rules over signed messages and the site's own state; no I/O.
+
+Each rule refuses by name. The order matters: nothing of an instruction is used before its signature was checked by
+`open_envelope`, and nothing is charged before all rules passed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schemas.canonical import sha256_hex
+from schemas.errors import PeerError, PlanError
+from schemas.messages import Instruction, Record, ShareRequest
+from schemas.plan import StudyPlan, histogram_length, update_length
+
+
+def verify_plan_bytes(data: bytes, study: str, approved: tuple[str, ...]) -> None:
+    """Refuses a plan that this site did not approve, or bytes that are not that plan.
+
+    Raises:
+        PlanError: `plan-not-approved`.
+        PeerError: `plan-changed`, naming the coordinator.
+    """
+    if study not in approved:
+        raise PlanError("plan-not-approved", "This site has not approved the study.", "Approve the plan first.")
+    if sha256_hex(data) != study:
+        raise PeerError("plan-changed", "coordinator", "the plan's bytes are not those that this site approved.")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the site itself knows when an instruction arrives.
+
+    Attributes:
+        round, attempt: From the name under which the instruction was stored.
+        epoch, sid_star: The current ceremony.
+        previous_opening: Envelope digest of the last opening that the site recomputed, None before the first.
+        model: Digest of the model state that follows from it.
+        first_attempt: The first instruction that this site answered for the round, if any.
+    """
+
+    round: int
+    attempt: int
+    epoch: int
+    sid_star: str
+    previous_opening: str | None
+    model: str
+    first_attempt: Instruction | None
+
+
+def verify_instruction(plan: StudyPlan, instruction: Instruction, site: str, expected: Expected) -> None:
+    """Refuses an instruction that the plan does not foresee at this point.
+
+    Args:
+        instruction: Already verified to be signed by the plan's coordinator.
+        site: This site's name.
+        expected: What the site itself knows or recomputed.
+
+    Raises:
+        PeerError: `wrong-round`, `wrong-attempt`, `not-a-participant`, `too-few-participants`, `wrong-kind`,
+            `wrong-length`, `wrong-epoch`, `wrong-model`, `instruction-changed`; all name the coordinator.
+    """
+    name = plan.coordinator.name
+
+    def refuse(code: str, message: str) -> None:
+        raise PeerError(code, name, message)
+
+    if (instruction.round, instruction.attempt) != (expected.round, expected.attempt):
+        refuse("wrong-round", "the instruction is for another round or attempt than its name says.")
+    last = plan.mechanism.rounds + 1
+    if not 1 <= instruction.round <= last:
+        refuse("wrong-round", f"the plan has {last} rounds with evaluation, got round {instruction.round}.")
+    if instruction.attempt > 16:
+        refuse("wrong-attempt", "a round has at most 16 attempts.")
+    contributors = [s.name for s in plan.contributors]
+    people = list(instruction.participants)
+    if people != sorted(set(people)) or not set(people) <= set(contributors):
+        refuse("not-a-participant", "participants are not distinct contributors of the plan in name order.")
+    if site not in people:
+        refuse("not-a-participant", f"{site} is not among the participants.")
+    if len(people) < plan.threshold.k_min:
+        refuse("too-few-participants", f"expected at least k_min = {plan.threshold.k_min} participants.")
+    length = update_length(plan) if instruction.kind == "train" else histogram_length(plan)
+    if instruction.length != length:
+        refuse("wrong-length", f"the plan's {instruction.kind} rounds have {length} coefficients.")
+    if instruction.kind == "train" and instruction.round > plan.mechanism.rounds:
+        refuse("wrong-kind", f"the plan has {plan.mechanism.rounds} training rounds.")
+    if (instruction.epoch, instruction.sid_star) != (expected.epoch, expected.sid_star):
+        refuse("wrong-epoch", "the instruction is not for the current key ceremony.")
+    if instruction.previous_opening != expected.previous_opening or instruction.model != expected.model:
+        refuse("wrong-model", "the model does not follow from the last published opening.")
+    first = expected.first_attempt
+    if (
+        first is not None
+        and first.model_copy(update={"attempt": instruction.attempt, "participants": instruction.participants})
+        != instruction
+    ):
+        refuse("instruction-changed", "a later attempt differs from the first in more than attempt and participants.")
+
+
+def verify_record_rules(
+    plan: StudyPlan, record: Record, instruction: Instruction, instruction_digest: str, own: tuple[str, str | None]
+) -> None:
+    """Refuses a record that must not be certified.
+
+    Args:
+        record: Already verified to be signed by the plan's coordinator.
+        instruction: The instruction of the record's attempt, verified.
+        own: (this site's name, envelope digest of its stored contribution for this attempt or None).
+
+    Raises:
+        PeerError: `record-mismatch`, `record-order`, `too-few-contributions`, `own-entry`, naming the coordinator.
+    """
+    name = plan.coordinator.name
+    same = (record.sid_star, record.epoch, record.round, record.attempt, record.instruction) == (
+        instruction.sid_star,
+        instruction.epoch,
+        instruction.round,
+        instruction.attempt,
+        instruction_digest,
+    )
+    if not same:
+        raise PeerError("record-mismatch", name, "the record is not for this round's instruction.")
+    senders = [sender for sender, _ in record.contributions]
+    if senders != sorted(set(senders)) or not set(senders) <= set(instruction.participants):
+        raise PeerError("record-order", name, "senders are not distinct participants in name order.")
+    if len({digest for _, digest in record.contributions}) != len(senders):
+        raise PeerError("record-order", name, "two senders have the same contribution.")
+    dropped = [site for site, _ in record.dropped]
+    if sorted(senders + dropped) != sorted(instruction.participants):
+        raise PeerError("record-order", name, "a participant is neither in the sum nor named as dropped.")
+    if len(senders) < plan.threshold.k_min:
+        raise PeerError(
+            "too-few-contributions", name, f"asked to certify a sum of fewer than k_min = {plan.threshold.k_min} sites."
+        )
+    site, stored = own
+    listed = dict(record.contributions).get(site)
+    if listed is not None and listed != stored:
+        raise PeerError("own-entry", name, f"the record lists a contribution that {site} did not store.")
+
+
+def verify_request_rules(plan: StudyPlan, request: ShareRequest, record: Record, record_digest: str) -> None:
+    """Refuses a share request that names another record or an impossible active set.
+
+    Raises:
+        PeerError: `request-mismatch`, `active-set`, `no-certificate`, naming the coordinator.
+    """
+    name = plan.coordinator.name
+    if (request.sid_star, request.round, request.record) != (record.sid_star, record.round, record_digest):
+        raise PeerError("request-mismatch", name, "the request is not for the certified record.")
+    holders = [s.name for s in plan.key_holders]
+    chosen = list(request.active_set)
+    if chosen != sorted(set(chosen)) or not set(chosen) <= set(holders) or len(chosen) != plan.threshold.t:
+        raise PeerError("active-set", name, f"expected exactly t = {plan.threshold.t} distinct key holders.")
+    signers = [holder for holder, _ in request.certificate]
+    if signers != sorted(set(signers)) or not set(signers) <= set(holders):
+        raise PeerError("no-certificate", name, "the certificate's signers are not distinct key holders.")
+    if len(signers) < plan.threshold.certificate_quorum:
+        raise PeerError("no-certificate", name, f"expected Q = {plan.threshold.certificate_quorum} signatures.")
