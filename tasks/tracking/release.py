@@ -1,0 +1,219 @@
+"""The released model in MLflow's registry: registered once per study, then tagged once the evidence is signed.
+
+The caller fixes the order: register (`record_release`), sign the release entry and the checkpoint, then `tag_release`.
+A version without tags is one whose study crashed in between; running the release again completes it.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from schemas.canonical import sha256_hex
+from schemas.errors import EvidenceError
+from schemas.messages import EpsilonReport, LogPosition, ModelRelease
+from schemas.plan import StudyPlan, feature_count
+from tasks.metrics import EvaluationMetrics
+from tasks.tracking.allowed import STUDY_ARTIFACTS, verify_names
+from tasks.tracking.network import build_network
+from tasks.tracking.plots import EpsilonAtRound, draw_plots
+from tasks.tracking.study import StudyRun
+from tasks.tracking.target import TrackingTarget, common_tags, connect
+
+CANDIDATE = "candidate"
+
+
+def model_name(plan: StudyPlan) -> str:
+    """Returns the registered model's name: studies on the same contract and model kind become versions of one model."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', plan.contract.name)}-{plan.model.kind}"
+
+
+def record_release(
+    target: TrackingTarget,
+    run: StudyRun,
+    plan: StudyPlan,
+    weights: bytes,
+    release: ModelRelease,
+    evaluation: EvaluationMetrics | None,
+    history: Sequence[EpsilonAtRound],
+    documents: Mapping[str, bytes],
+) -> str:
+    """Registers the released model and logs its metrics, plots and documents; a registered study is left as it is.
+
+    Args:
+        target: The MLflow backend.
+        run: The study, from `open_study`.
+        plan: The study plan.
+        weights: ``weights.safetensors`` bytes; their digest must be the release's.
+        release: What is released.
+        evaluation: Released metrics with curves, or None if there was no evaluation.
+        history: Epsilon by round, for the plot.
+        documents: Artifact name (`STUDY_ARTIFACTS`) to bytes.
+
+    Returns:
+        The model version.
+
+    Raises:
+        EvidenceError: `weights-mismatch`.
+        OperationError: `not-on-allow-list`.
+    """
+    verify_names(documents, STUDY_ARTIFACTS, "artifacts")
+    if sha256_hex(weights) != release.weights:
+        raise EvidenceError("weights-mismatch", "The weights are not those of the release.")
+    client = connect(target)
+    for path, data in {**draw_plots(plan, history, evaluation), **documents}.items():
+        _log_bytes(client, run.run_id, path, data)
+    client.log_batch(run.run_id, metrics=_release_metrics(release), synchronous=True)
+    existing = _find_version(client, plan)
+    if existing is not None:
+        return existing
+    model_id = _log_model(client, run, plan, weights, release)
+    _open_registered_model(client, plan)
+    version = client.create_model_version(
+        model_name(plan),
+        source=f"models:/{model_id}",
+        run_id=run.run_id,
+        tags={"consilium.study": plan.study},
+        description=_describe_version(plan, release),
+        model_id=model_id,
+    )
+    return str(version.version)
+
+
+def tag_release(target: TrackingTarget, plan: StudyPlan, version: str, tags: Mapping[str, str]) -> None:
+    """Sets the version's tags and points the alias ``candidate`` at it; repeating it changes nothing."""
+    client = connect(target)
+    name = model_name(plan)
+    for key, value in sorted(tags.items()):
+        client.set_model_version_tag(name, version, key, value)
+    client.set_registered_model_alias(name, CANDIDATE, version)
+
+
+def release_tags(
+    plan: StudyPlan, release: ModelRelease, roots: Mapping[str, LogPosition], release_digest: str
+) -> dict[str, str]:
+    """Returns the version tags in the documented vocabulary.
+
+    Args:
+        plan: The study plan.
+        release: What is released.
+        roots: Log owner (coordinator or site) to its checkpointed position.
+        release_digest: Envelope digest of ``release.json``.
+    """
+    tags = {
+        "consilium.study": plan.study,
+        "consilium.plan_digest": plan.study,
+        "consilium.release": release_digest,
+        "consilium.weights": release.weights,
+        "consilium.model_state": release.model,
+        "consilium.rounds": str(release.rounds),
+        "consilium.complete": "yes" if release.complete else "no",
+        "consilium.unit": f"{plan.mechanism.unit}, {plan.mechanism.neighboring_relation}",
+        "consilium.delta": plan.budget.delta,
+        "consilium.epsilon_limit": plan.budget.epsilon,
+    }
+    tags |= _epsilon_tags("epsilon", release.epsilon) | _epsilon_tags("evaluation_epsilon", release.evaluation_epsilon)
+    tags |= {f"consilium.{name}": value for name, value in release.metrics}
+    tags |= {f"consilium.ledger.{owner}": f"{at.size}:{at.root}" for owner, at in sorted(roots.items())}
+    return tags
+
+
+def _epsilon_tags(prefix: str, reports: Sequence[EpsilonReport]) -> dict[str, str]:
+    """Returns the largest value over sites in each reading; the ledgers hold the rest."""
+    readings = ("collusion", "outsider", "fallback")
+    if not reports:
+        return {}
+    return {f"consilium.{prefix}_{r}": max((str(getattr(x, r)) for x in reports), key=float) for r in readings}
+
+
+def _find_version(client: Any, plan: StudyPlan) -> str | None:
+    condition = f"name = '{model_name(plan)}' and tag.`consilium.study` = '{plan.study}'"
+    versions = client.search_model_versions(condition)
+    return min((str(v.version) for v in versions), key=int) if versions else None
+
+
+def _log_model(client: Any, run: StudyRun, plan: StudyPlan, weights: bytes, release: ModelRelease) -> str:
+    """Logs the model in MLflow's pt2 flavour (a traced graph, no pickle) beside ``weights.safetensors``."""
+    import mlflow.pytorch
+    import numpy as np
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    features = feature_count(plan.contract)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, features))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 1))]),
+    )
+    # Created by us, not by log_model, which would add the operating system's user, script and git commit.
+    model = client.create_logged_model(
+        run.experiment_id, name="released-model", source_run_id=run.run_id, tags=common_tags(plan)
+    )
+    client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=release.rounds)])
+    mlflow.pytorch.log_model(
+        build_network(plan, weights),
+        model_id=model.model_id,
+        signature=signature,
+        # Stored in clear: zeros, never a patient's row. Two rows, so that the number of rows stays free.
+        input_example=np.zeros((2, features), dtype=np.float32),
+        pip_requirements=_requirements(),
+        serialization_format="pt2",
+        metadata={"study": plan.study, "weights": release.weights},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        path.write_bytes(weights)
+        client.log_model_artifact(model.model_id, str(path))
+    client.finalize_logged_model(model.model_id, status="READY")
+    return str(model.model_id)
+
+
+def _requirements() -> list[str]:
+    from importlib.metadata import version
+
+    return [f"{name}=={version(name).split('+')[0]}" for name in ("mlflow", "numpy", "torch")]
+
+
+def _open_registered_model(client: Any, plan: StudyPlan) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(
+            model_name(plan), description=f"{plan.model.kind} on contract {plan.contract.name}, one version per study."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _describe_version(plan: StudyPlan, release: ModelRelease) -> str:
+    worst = max((float(report.collusion) for report in release.epsilon), default=0.0)
+    state = "complete" if release.complete else f"ended early: {release.reason}"
+    return (
+        f"{plan.title} ({state}). {release.rounds} rounds; training cost at most ε = {worst:g} at "
+        f"δ = {plan.budget.delta} per {plan.mechanism.unit} and site under the plan's collusion, limit "
+        f"{plan.budget.epsilon}. Not for clinical use without review."
+    )
+
+
+def _release_metrics(release: ModelRelease) -> list[Any]:
+    """Returns the release's figures as metrics; the step is the round, so that repeating the release adds no point."""
+    from mlflow.entities import Metric
+
+    values = {name: float(value) for name, value in release.metrics}
+    for prefix, reports in (("epsilon", release.epsilon), ("evaluation_epsilon", release.evaluation_epsilon)):
+        for reading in ("collusion", "outsider", "fallback"):
+            if reports:
+                values[f"released/{prefix}_{reading}_max"] = max(float(getattr(r, reading)) for r in reports)
+    return [Metric(name, value, 0, release.rounds) for name, value in sorted(values.items())]
+
+
+def _log_bytes(client: Any, run_id: str, path: str, data: bytes) -> None:
+    folder, _, name = path.rpartition("/")
+    with tempfile.TemporaryDirectory() as temporary:
+        source = Path(temporary) / name
+        source.write_bytes(data)
+        client.log_artifact(run_id, str(source), folder or None)
