@@ -48,6 +48,9 @@ def connect(target: TrackingTarget) -> Any:
     Sets the process-wide tracking address as well: MLflow's SQL registry resolves ``models:/`` sources through it.
     """
     os.environ.update(_ENVIRONMENT)
+    if target.artifact_uri:
+        # Otherwise MLflow's own "Default" experiment would name the folder that the process was started in.
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = target.artifact_uri
     import mlflow
     from mlflow.tracking import MlflowClient
 
