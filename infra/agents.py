@@ -1,0 +1,40 @@
+"""Runs one or several hospitals' agents in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from schemas.errors import OperationError
+
+
+def run_agents(homes: Sequence[Path]) -> None:
+    """Runs the agent of every home until the process is stopped; several homes share it, one thread each.
+
+    Raises:
+        OperationError: `settings-unreadable` if a home has no settings; `agent-stopped` if one of several agents ends.
+    """
+    for home in homes:
+        if not (home / "config.json").is_file():
+            raise OperationError(
+                "settings-unreadable", f"Expected a settings file config.json in {home}.", "Name the home with --home."
+            )
+    from site_agents.agent import run_site_agent
+
+    if len(homes) == 1:
+        run_site_agent(homes[0].absolute())
+        return
+    stopped = threading.Event()
+
+    def run(home: Path) -> None:
+        try:
+            run_site_agent(home)
+        finally:
+            stopped.set()
+
+    for home in homes:
+        threading.Thread(target=run, args=(home.absolute(),), name=home.name, daemon=True).start()
+    stopped.wait()
+    # The others go down with it, so that whoever supervises this process starts all of them again.
+    raise OperationError("agent-stopped", "One of the agents in this process ended.", "See its log; start them again.")

@@ -1,0 +1,233 @@
+"""The `consilium` command line. Every import that costs more than a blink happens inside the command that needs it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from schemas.errors import ConsiliumError, OperationError
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class PositiveDecimal(click.ParamType):
+    """A decimal number kept as the text that will be signed, since a float would not say which value was meant."""
+
+    name = "decimal"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value).lower()
+        if not re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]+)?(e-?[0-9]{1,2})?", text) or not 0 < float(text) < 1e6:
+            self.fail(f"Expected a positive number like 3 or 1e-5, got {value!r}.", param, ctx)
+        return text
+
+
+class Consilium(click.Group):
+    """The root command: turns every error into one sentence, a remedy and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the command line; the only place where an error becomes text and an exit code."""
+        from infra.settings import read_environment
+
+        if read_environment().debug:
+            return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except ConsiliumError as error:
+            _print_error(error)
+            sys.exit(error.exit_code)
+        except Exception as error:
+            _print_unexpected(error)
+            sys.exit(1)
+
+
+def _print_error(error: ConsiliumError) -> None:
+    click.echo(f"Error ({error.code}): {error.message}", err=True)
+    if error.remedy:
+        click.echo(f"  Remedy: {error.remedy}", err=True)
+    click.echo(f"  To act: {error.who_must_act}.", err=True)
+
+
+def _print_unexpected(error: Exception) -> None:
+    # The text of a foreign exception may quote data: only its type is printed.
+    click.echo(f"Error: something unforeseen went wrong ({type(error).__name__}).", err=True)
+    click.echo("  Remedy: run the command again with CONSILIUM_DEBUG=1 to see where, and report it.", err=True)
+
+
+class Example(click.Command):
+    """A command whose help keeps the line breaks of its examples."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write_paragraph()
+            formatter.write("Examples:\n" + "".join(f"  {line}\n" for line in self.epilog.splitlines()))
+
+
+@click.group(
+    cls=Consilium,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with `consilium demo`; then `consilium ui` and `consilium audit verify` look at what it left.",
+)
+@click.version_option(package_name="consilium", message="consilium %(version)s")
+def main() -> None:
+    """Hospitals train a model together: differentially private, threshold-encrypted, auditable.
+
+    Rows never leave a hospital. What leaves is noisy, encrypted under a key that nobody holds, and opened only as a
+    sum over many hospitals.
+    """
+
+
+@main.command(
+    cls=Example,
+    short_help="Run a whole study on this machine.",
+    epilog="consilium demo\n"
+    "consilium demo --rounds 5 --epsilon 1\n"
+    "consilium demo --sites 7 --threshold 4 --workdir seven\n"
+    "consilium demo --data uci-heart --data-dir uci_heart --json\n"
+    "consilium demo --resume",
+)
+@click.option(
+    "--data",
+    type=click.Choice(["breast-cancer", "uci-heart"]),
+    default="breast-cancer",
+    show_default=True,
+    help="Real patients: 569 of scikit-learn's breast-cancer table, or 920 of four heart-disease hospitals.",
+)
+@click.option("--data-dir", type=FOLDER, help="Folder with the raw files of --data (otherwise they are downloaded).")
+@click.option("--sites", type=click.IntRange(4, 64), help="Hospitals [default: 5; uci-heart has 4].")
+@click.option("--threshold", type=click.IntRange(min=2), help="Hospitals that must answer to open a sum [default: 3].")
+@click.option("--rounds", type=click.IntRange(1, 64), help="Training rounds [default: 10].")
+@click.option("--epsilon", type=PositiveDecimal(), help="Privacy per hospital over the whole study [default: 3].")
+@click.option("--delta", type=PositiveDecimal(), help="Probability that epsilon does not hold [default: 1e-5].")
+@click.option("--workdir", type=FOLDER, default=Path("demo-study"), show_default=True, help="Folder of the demo.")
+@click.option("--resume", is_flag=True, help="Continue the unfinished study in --workdir; nothing is charged twice.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the Prefect server [default: a free one].")
+@click.option("--restart/--no-restart", default=True, help="Start a hospital's agent again if it dies.  [default: on]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
+def demo(as_json: bool, **asked: Any) -> None:
+    """Run a whole study on this machine: real agents, real encryption, real patients.
+
+    Starts a Prefect server (unless PREFECT_API_URL names one) and one process per hospital, each with its own folder
+    and keys, runs key ceremony, training rounds and release, and audits the evidence that is left.
+    """
+    from infra.demo.options import DemoOptions
+    from infra.demo.supervisor import run_demo
+
+    sys.exit(run_demo(DemoOptions(**asked), as_json))
+
+
+@main.group()
+def site() -> None:
+    """What a hospital runs and reads."""
+
+
+@site.command(
+    "run", cls=Example, epilog="consilium site run --home .\nconsilium site run --home general --home childrens"
+)
+@click.option("--home", "homes", type=FOLDER, multiple=True, required=True, help="The hospital's folder; repeatable.")
+def site_run(homes: tuple[Path, ...]) -> None:
+    """Run a hospital's agent until it is stopped. It only makes outbound connections."""
+    from infra.agents import run_agents
+
+    run_agents(homes)
+
+
+@site.command(
+    "budget", cls=Example, epilog="consilium site budget --home .\nconsilium site budget --home . --plan plan.json"
+)
+@click.option("--home", type=FOLDER, required=True, help="The hospital's folder.")
+@click.option("--plan", type=FILE, help="Also say how this study would change it.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def site_budget(home: Path, plan: Path | None, as_json: bool) -> None:
+    """Say in words what the hospital's patients have been charged and what remains."""
+    from infra.budget import describe_budget
+
+    click.echo(describe_budget(home, plan, as_json))
+
+
+@main.group()
+def coordinator() -> None:
+    """What a study's coordinator runs."""
+
+
+@coordinator.command("run", cls=Example, epilog="consilium coordinator run --home .")
+@click.option("--home", type=FOLDER, required=True, help="The coordinator's folder.")
+def coordinator_run(home: Path) -> None:
+    """Run the study of this folder to its end, or continue it where it stopped."""
+    from flows.main import run_coordinator
+
+    run_coordinator(_existing(home, "config.json"))
+
+
+@main.group(short_help="What an auditor runs, offline.")
+def audit() -> None:
+    """What an auditor runs: offline, with public keys and an evidence folder alone."""
+
+
+@audit.command(
+    "verify",
+    cls=Example,
+    epilog="consilium audit verify evidence --keys public-keys.json\n"
+    "consilium audit verify evidence --keys public-keys.json --json",
+)
+@click.argument("folder", type=FOLDER)
+@click.option("--keys", type=FILE, help="Public keys obtained from outside the evidence; without them identity fails.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
+def audit_verify(folder: Path, keys: Path | None, as_json: bool) -> None:
+    """Check every claim of an exported study. Exit code 0 only if no check failed, 15 otherwise."""
+    from tasks.audit.keys import read_public_keys
+    from tasks.audit.report import render_report
+    from tasks.audit.verify import verify_evidence
+
+    report = verify_evidence(_existing(folder), read_public_keys(keys) if keys else None)
+    if as_json:
+        click.echo(report.model_dump_json(indent=2))
+    else:
+        from rich.console import Console
+
+        render_report(report, Console())
+    sys.exit(report.exit_code)
+
+
+@main.group(short_help="What an author of a plan runs.")
+def plan() -> None:
+    """What somebody who writes or approves a plan runs."""
+
+
+@plan.command("check", cls=Example, epilog="consilium plan check demo-study/plan.json")
+@click.argument("file", type=FILE)
+def plan_check(file: Path) -> None:
+    """Check that the numbers of a plan fit together and print what follows from them."""
+    from infra.plans import describe_plan, read_plan
+
+    click.echo(describe_plan(read_plan(file)))
+
+
+@main.command(
+    cls=Example,
+    short_help="Open MLflow and Prefect on a demo.",
+    epilog="consilium ui\nconsilium ui --workdir seven --no-browser",
+)
+@click.option("--workdir", type=FOLDER, default=Path("demo-study"), show_default=True, help="Folder of a demo.")
+@click.option("--browser/--no-browser", default=True, help="Open both pages in a browser.  [default: on]")
+def ui(workdir: Path, browser: bool) -> None:
+    """Open MLflow and Prefect on a demo's databases and print both addresses."""
+    from infra.ui import run_ui
+
+    run_ui(workdir, browser)
+
+
+def _existing(folder: Path, file: str = "") -> Path:
+    path = folder / file if file else folder
+    if not path.exists():
+        raise OperationError("not-found", f"Expected {path}, and it does not exist.", "Check the path.")
+    return folder.absolute()
+
+
+if __name__ == "__main__":
+    main()

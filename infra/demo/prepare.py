@@ -1,0 +1,195 @@
+"""Prepares a study as its parties would: each makes its own keys in its own folder, reads the plan and signs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.demo.options import DemoOptions
+from infra.demo.workdir import DemoState, Workdir
+from infra.settings import save_settings
+from schemas.canonical import canonical_bytes
+from schemas.envelope import sign_envelope
+from schemas.layout import approval_key, coordinator_prefix, plan_key, site_prefix
+from schemas.messages import PlanApproval
+from schemas.options import CoordinatorSettings, RunOptions, SiteSettings
+from schemas.plan import CoordinatorEntry, SiteEntry, StudyPlan
+from schemas.threshold import Threshold, default_threshold
+from tasks.identity import Identity, generate_identity, load_identity, save_identity
+from tasks.storage.folder import FolderStore
+
+if TYPE_CHECKING:
+    from infra.datasets import PlanParts, SiteTable
+
+COORDINATOR = "coordinator"
+TITLES = {
+    "breast-cancer": "Is this breast mass malignant?",
+    "uci-heart": "Is a coronary artery narrowed?",
+}
+
+
+def prepare_study(options: DemoOptions, workdir: Workdir) -> tuple[StudyPlan, DemoState]:
+    """Deals the data, makes everybody's keys, writes the plan and lets every party sign it.
+
+    Returns:
+        The signed plan and the state from which the demo can be resumed.
+
+    Raises:
+        PlanError: the numbers asked for do not fit together.
+        OperationError, SiteDataError: the data folder is wrong, or the workdir cannot be written.
+    """
+    from infra.datasets import demo_plan_parts, load_site_tables, write_site_tables
+
+    # Everything that can be refused is asked before anything is written.
+    tables = load_site_tables(options.data, options.sites, options.data_dir)
+    numbers = choose_threshold(len(tables), options.threshold)
+    rounds, epsilon, delta = options.rounds or 10, options.epsilon or "3", options.delta or "1e-5"
+    parts = demo_plan_parts(options.data, len(tables), rounds, epsilon, delta, numbers)
+    asked = replace(options, sites=len(tables), threshold=numbers.t, rounds=rounds, epsilon=epsilon, delta=delta)
+
+    state = _new_state(asked)
+    workdir.write_state(state)
+    identities = {name: _make_home(name, home) for name, home in _homes(workdir, tables)}
+    write_site_tables(tables, workdir.site)
+    for folder in (workdir.store, workdir.logs):
+        folder.mkdir(mode=0o700)
+    plan = _write_plan(asked, parts, numbers, tables, identities)
+    _sign_plan(plan, identities, workdir)
+    return plan, state.model_copy(update={"stage": "running", "study": plan.study})
+
+
+def choose_threshold(sites: int, t: int | None) -> Threshold:
+    """Returns the default numbers for `sites` hospitals, with `t` and what follows from it if a person chose it."""
+    numbers = default_threshold(sites)
+    if t is None:
+        return numbers
+    return numbers.model_copy(update={"t": t, "colluding_key_holders": min(numbers.colluding_key_holders, t - 1)})
+
+
+def load_plan(workdir: Workdir, study: str) -> StudyPlan:
+    """Reads the plan of a prepared study from the store."""
+    from infra.plans import read_plan
+
+    return read_plan(workdir.store / plan_key(study))
+
+
+def write_participant_settings(
+    workdir: Workdir, plan: StudyPlan, prefect_api_url: str, memory: Path, options: RunOptions
+) -> None:
+    """Writes config.json of every participant; repeated at each start, for the Prefect server's address may change.
+
+    Args:
+        memory: Folder whose subfolder per site holds the epoch secrets; no backup may hold it.
+    """
+    home = workdir.coordinator
+    save_settings(
+        CoordinatorSettings(
+            name=plan.coordinator.name,
+            store=str(workdir.store),
+            study=plan.study,
+            prefect_api_url=prefect_api_url,
+            mlflow_uri=f"sqlite:///{home / 'mlflow.db'}",
+            artifacts=str(home / "mlartifacts"),
+            options=options,
+        ),
+        home / "config.json",
+    )
+    for site in plan.sites:
+        save_settings(
+            SiteSettings(
+                name=site.name,
+                store=str(workdir.store),
+                data=str(workdir.site(site.name) / "cohort.parquet"),
+                studies=(plan.study,),
+                prefect_api_url=prefect_api_url,
+                epsilon=plan.budget.epsilon,
+                delta=plan.budget.delta,
+                memory_folder=str(memory / site.name),
+                options=options,
+            ),
+            workdir.site(site.name) / "config.json",
+        )
+
+
+def _homes(workdir: Workdir, tables: tuple[SiteTable, ...]) -> list[tuple[str, Path]]:
+    return [(COORDINATOR, workdir.coordinator), *((t.site, workdir.site(t.site)) for t in tables)]
+
+
+def _make_home(name: str, home: Path) -> Identity:
+    home.parent.mkdir(mode=0o700, exist_ok=True)
+    home.mkdir(mode=0o700)
+    save_identity(generate_identity(name), home / "identity.json")
+    return load_identity(home / "identity.json")
+
+
+def _new_state(asked: DemoOptions) -> DemoState:
+    return DemoState(
+        stage="preparing",
+        data=asked.data,
+        data_dir=str(asked.data_dir.absolute()) if asked.data_dir else None,
+        sites=asked.sites,
+        threshold=asked.threshold,
+        rounds=asked.rounds,
+        epsilon=asked.epsilon,
+        delta=asked.delta,
+    )
+
+
+def _write_plan(
+    asked: DemoOptions,
+    parts: PlanParts,
+    numbers: Threshold,
+    tables: tuple[SiteTable, ...],
+    identities: dict[str, Identity],
+) -> StudyPlan:
+    sites = tuple(
+        SiteEntry(
+            name=t.site,
+            identity_key=identities[t.site].identity_key,
+            hpke_key=identities[t.site].hpke_key,
+            declared_patients=t.declared_patients,
+        )
+        for t in sorted(tables, key=lambda table: table.site)
+    )
+    return StudyPlan(
+        title=TITLES[asked.data],
+        purpose=f"Demonstration on real patients' data ({asked.data}) of training without pooling rows.",
+        nonce=secrets.token_hex(32),
+        coordinator=CoordinatorEntry(name=COORDINATOR, identity_key=identities[COORDINATOR].identity_key),
+        sites=sites,
+        threshold=numbers,
+        contract=parts.contract,
+        model=parts.model,
+        mechanism=parts.mechanism,
+        optimizer=parts.optimizer,
+        budget=parts.budget,
+        evaluation=parts.evaluation,
+    )
+
+
+def _sign_plan(plan: StudyPlan, identities: dict[str, Identity], workdir: Workdir) -> None:
+    from tasks.audit.keys import public_keys_document
+
+    study, plan_bytes = plan.study, canonical_bytes(plan)
+    coordinator_store = FolderStore(workdir.store, coordinator_prefix(study))
+    coordinator_store.put(plan_key(study), plan_bytes)
+    approval = PlanApproval(participant=COORDINATOR, role="coordinator")
+    signed = sign_envelope(approval, study, identities[COORDINATOR].signing)
+    coordinator_store.put(approval_key(study, COORDINATOR, coordinator=True), signed)
+    for site in plan.sites:
+        # Each party reads the plan as the others will and signs what it read, with its own key, under its own prefix.
+        read = load_plan(workdir, study)
+        approval = PlanApproval(participant=site.name, role="site")
+        signed = sign_envelope(approval, read.study, identities[site.name].signing)
+        FolderStore(workdir.store, site_prefix(study, site.name)).put(approval_key(study, site.name), signed)
+    _write_private(workdir.plan, json.dumps(json.loads(plan_bytes), indent=2) + "\n")
+    _write_private(workdir.public_keys, json.dumps(public_keys_document(plan), indent=2) + "\n")
+
+
+def _write_private(path: Path, text: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        out.write(text)

@@ -1,0 +1,52 @@
+"""Reads a plan from a file and says in words what follows from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from schemas.canonical import parse_json
+from schemas.errors import EvidenceError, PlanError
+from schemas.plan import StudyPlan, update_length
+from schemas.threshold import describe
+
+
+def read_plan(path: Path) -> StudyPlan:
+    """Reads a plan, canonical or indented.
+
+    Raises:
+        PlanError: `plan-unreadable`, or the rule that the plan breaks and the nearest plan that holds.
+    """
+    try:
+        return StudyPlan.model_validate_json(json.dumps(parse_json(path.read_bytes(), path.name)))
+    except OSError:
+        message = f"Expected a plan in {path}, and it cannot be read."
+    except EvidenceError as error:
+        message = error.message
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(str(part) for part in item["loc"]) or "format" for item in error.errors()}))
+        message = f"Expected {path.name} to be a plan; these fields do not fit: {fields}."
+    raise PlanError("plan-unreadable", message, "Correct the file, or export the plan again.")
+
+
+def describe_plan(plan: StudyPlan) -> str:
+    """Says who takes part, which numbers fit together and what is derived from them."""
+    from tasks.secure_sum.parameters import describe_parameters
+
+    mechanism, budget = plan.mechanism, plan.budget
+    lines = [
+        f"Study    {plan.study}",
+        f"Title    {plan.title}",
+        f"Sites    {len(plan.sites)} ({len(plan.key_holders)} key holders, {len(plan.contributors)} contributors)",
+        f"Numbers  {describe(plan.threshold)}: they fit together",
+        f"Model    {plan.model.kind}, {update_length(plan)} coefficients a round, {mechanism.rounds} rounds",
+        f"Privacy  epsilon {budget.epsilon}, delta {budget.delta} per site and {mechanism.unit} over the study, "
+        f"evaluation included, if {plan.threshold.colluding_contributors} sites collude with the coordinator",
+        f"Noise    multiplier {mechanism.noise_multiplier} at clip norm {mechanism.clip_norm}, carried by "
+        f"{plan.threshold.honest_noise_shares} honest sites",
+        "",
+        describe_parameters(plan),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""Settings files and environments of all processes; the only place of `infra` that reads the environment.
+
+A child gets an environment built here and inherits nothing else, so that a variable of the person who starts a demo
+cannot reach a site.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from schemas.errors import OperationError
+from schemas.options import Settings
+
+S = TypeVar("S", bound=Settings)
+
+_PASSED_ON = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE",
+    "CONSILIUM_DEBUG",
+    "PREFECT_API_AUTH_STRING",
+)
+# One thread per process: canonical order of every floating-point sum, and several agents share the machine's cores.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_NO_TELEMETRY = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+# A model that was pickled by somebody else is never loaded.
+_NO_PICKLE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+
+
+@dataclass(frozen=True)
+class UserEnvironment:
+    """What a person may say by environment variables.
+
+    Attributes:
+        prefect_api_url: A Prefect server to use instead of a local one (`PREFECT_API_URL`).
+        debug: Show tracebacks (`CONSILIUM_DEBUG=1`).
+    """
+
+    prefect_api_url: str | None
+    debug: bool
+
+
+def read_environment(environ: Mapping[str, str] | None = None) -> UserEnvironment:
+    """Reads the user's variables from `environ` (default: the process environment)."""
+    source = os.environ if environ is None else environ
+    url = source.get("PREFECT_API_URL", "").strip()
+    return UserEnvironment(url or None, source.get("CONSILIUM_DEBUG", "") not in ("", "0"))
+
+
+def participant_environment(home: Path, prefect_variables: Mapping[str, str]) -> dict[str, str]:
+    """Builds the whole environment of a site agent or of the coordinator's flows.
+
+    Args:
+        home: The participant's home folder; also its `HOME`.
+        prefect_variables: What `infra.prefect_server.prefect_client_environment` says about the server.
+    """
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {
+        **passed,
+        **_ONE_THREAD,
+        **_NO_TELEMETRY,
+        **_NO_PICKLE,
+        **prefect_variables,
+        "HOME": str(home),
+        "GIT_PYTHON_REFRESH": "quiet",
+        "PYTHONUNBUFFERED": "1",
+        "MPLBACKEND": "Agg",
+    }
+
+
+def load_settings(model: type[S], path: Path) -> S:
+    """Loads a settings file.
+
+    Raises:
+        OperationError: `settings-unreadable`, naming the fields that do not fit, never their values.
+    """
+    try:
+        return model.model_validate(json.loads(path.read_text()))
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(str(part) for part in item["loc"]) or "format" for item in error.errors()}))
+        message = f"Expected {path.name} to hold {model.__name__}; these fields do not fit: {fields}."
+    except (OSError, ValueError):
+        message = f"Expected a settings file {path.name} in {path.parent}."
+    raise OperationError("settings-unreadable", message, "Name the home folder with --home, or prepare it again.")
+
+
+def save_settings(value: Settings, path: Path) -> None:
+    """Writes a settings file for its owner only, whole or not at all."""
+    temporary = path.with_suffix(".part")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as out:
+        out.write(value.model_dump_json(indent=2) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(path)
