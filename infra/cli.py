@@ -15,7 +15,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-class PositiveDecimal(click.ParamType):
+class PositiveDecimal(click.ParamType[str]):
     """A decimal number kept as the text that will be signed, since a float would not say which value was meant."""
 
     name = "decimal"
@@ -145,9 +145,9 @@ def site_run(homes: tuple[Path, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def site_budget(home: Path, plan: Path | None, as_json: bool) -> None:
     """Say in words what the hospital's patients have been charged and what remains."""
-    from infra.budget import describe_budget
+    from infra.budget import describe_home_budget
 
-    click.echo(describe_budget(home, plan, as_json))
+    click.echo(describe_home_budget(home, plan, as_json))
 
 
 @main.group()

@@ -112,7 +112,8 @@ def open_workdir(options: DemoOptions) -> Iterator[tuple[Workdir, DemoState | No
 
     Raises:
         OperationError: `workdir-in-use`, `workdir-unusable`, `workdir-version`, `workdir-unreadable`,
-            `workdir-foreign`, `workdir-unfinished`, `workdir-finished`, `nothing-to-resume`, `resume-options`, `store-full`.
+            `workdir-foreign`, `workdir-unfinished`, `workdir-finished`, `nothing-to-resume`, `resume-options`,
+            `store-full`.
     """
     workdir = Workdir(options.workdir)
     _verify_stage(workdir, options)
