@@ -1,0 +1,65 @@
+"""From a data contract to Arrow: the schema, and a site's table brought into it without losing anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from schemas.contract import Column, DataContract
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def arrow_schema(contract: DataContract) -> pa.Schema:
+    """Returns the Arrow schema: number float64, boolean bool, code and identifier string; null means missing."""
+    import pyarrow as pa
+
+    return pa.schema([pa.field(c.name, _arrow_type(c)) for c in contract.columns])
+
+
+def conform_table(contract: DataContract, table: pa.Table) -> pa.Table:
+    """Returns the contract's columns that the table has, in contract order, cast where the cast loses nothing.
+
+    Columns that the contract does not name are dropped: what a study has no use for is not read further. A column whose
+    cast would lose something keeps its type, so that the contract's type rule fails by name.
+    """
+    import pyarrow as pa
+
+    schema = arrow_schema(contract)
+    present = [c.name for c in contract.columns if table.column_names.count(c.name) == 1]
+    columns = {name: _cast(table.column(name), schema.field(name).type) for name in present}
+    return pa.table(columns) if columns else pa.table({})
+
+
+def _arrow_type(column: Column) -> pa.DataType:
+    import pyarrow as pa
+
+    if column.kind == "number":
+        return pa.float64()
+    return pa.bool_() if column.kind == "boolean" else pa.string()
+
+
+def _cast(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    if not _is_lossless(values.type, target):
+        return values
+    try:
+        return values.cast(target)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return values  # Arrow's message quotes the value; the type rule fails instead, by column name.
+
+
+def _is_lossless(source: pa.DataType, target: pa.DataType) -> bool:
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_dictionary(source):
+        source = source.value_type
+    if types.is_null(source) or source == target:
+        return True
+    if target == pa.float64():
+        return bool(types.is_integer(source) or types.is_floating(source))
+    if target == pa.string():
+        return bool(types.is_large_string(source) or types.is_string_view(source) or types.is_integer(source))
+    return False
