@@ -1,0 +1,70 @@
+# make demo    a whole study on this machine, audited          make test    everything that a change must pass
+# Options:     make demo DEMO_ARGS="--rounds 5"                make test PYTEST_ARGS="tests/ledger"
+#              make demo PIP_ARGS="--extra-index-url URL"      URL: an index with CPU-only builds of torch
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+export OMP_NUM_THREADS ?= 1
+export DO_NOT_TRACK := true
+
+.PHONY: demo ui test test-long bench fuzz lint format clean help
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/consilium demo $(DEMO_ARGS)
+
+ui: $(VENV)/.installed-demo
+	$(BIN)/consilium ui
+
+test: lint
+	$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+
+test-long: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "long" --timeout 7200 $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m infra.bench
+
+fuzz: $(VENV)/.installed-test
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -k "fuzz or mutat" --timeout 7200 $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Leaves demo folders alone: they hold ledgers and evidence.
+clean:
+	rm -rf $(VENV) build dist consilium.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "consilium needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and by itself: asked for alone, pip takes a CPU-only build where one is at hand; as somebody's
+# dependency it may bring gigabytes of CUDA libraries.
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	$(PIP) torch==2.13.0
+	@touch $@
+
+$(VENV)/.installed-demo: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/.installed-demo
