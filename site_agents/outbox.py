@@ -8,8 +8,10 @@ second decryption share could reveal the key.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tasks.storage.base import Store
 from tasks.storage.folder import FolderStore
@@ -27,10 +29,15 @@ class Outbox:
         self._local = FolderStore(folder)
         self._folder = folder
         self._store = store
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def stored(self, key: str) -> bytes | None:
         """Returns the decided bytes of `key`, or None."""
         return self._local.get(key)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yields the decided names under `prefix` in order."""
+        return self._local.list(prefix)
 
     def decide(self, key: str, produce: Callable[[], bytes]) -> bytes:
         """Returns the bytes of `key`; calls `produce` only if nothing was decided before, and makes them durable."""
@@ -41,11 +48,26 @@ class Outbox:
         self._local.put(key, data)
         return data
 
-    def decide_file(self, key: str, source: Path) -> Path:
-        """Makes the content of the local file `source` the decided bytes of `key`, unless there are some already."""
-        if not self._local.exists(key):
-            self._local.put_file(key, source)
-        return self._folder / key
+    def decide_folder(self, prefix: str, build: Callable[[Path], None]) -> bool:
+        """Decides everything under `prefix` at once: all files that `build` writes into a new folder, or none.
+
+        Returns:
+            False, without calling `build`, if something was decided under `prefix` before.
+        """
+        target = self._folder / prefix
+        if target.exists():
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self._folder, prefix=".deciding-") as name:
+            staging = Path(name) / "all"
+            staging.mkdir()
+            build(staging)
+            for path in staging.iterdir():
+                _sync(path)
+            _sync(staging)
+            staging.rename(target)
+        _sync(target.parent)
+        return True
 
     def send(self, key: str) -> None:
         """Writes the decided bytes of `key` to the shared store (again)."""
@@ -56,3 +78,11 @@ class Outbox:
         data = self.decide(key, produce)
         self.send(key)
         return data
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

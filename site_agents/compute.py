@@ -1,0 +1,128 @@
+"""The computation of one round at a site: rows in, one noised integer vector out.
+
+Runs in a fork-server child by default, so that a study that hangs or eats memory can be killed without the agent. The
+noise is drawn here, from the operating system's randomness, before anything is returned: no un-noised sum ever leaves
+this function. The result enters the secure sum unclamped.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.canonical import canonical_bytes, parse_canonical
+from schemas.errors import ConsiliumError, OperationError, SiteDataError
+from schemas.messages import Instruction
+from schemas.plan import StudyPlan
+from tasks.privacy.noise import NoiseStream, os_noise_stream
+
+PRELOAD = ("site_agents.compute", "site_agents.cohort.reader", "tasks.contract.encoder", "tasks.training.train")
+
+Int64Array = NDArray[np.int64]
+
+
+def compute_contribution(
+    plan: StudyPlan, kind: str, weights: NDArray[np.float64], data: Path, stream: NoiseStream
+) -> Int64Array:
+    """Computes this site's noised integer contribution.
+
+    Args:
+        kind: ``train`` or ``evaluate``.
+        weights: Flat float64 weights of the model that the site recomputed itself.
+        data: The site's table.
+        stream: Source of the noise; from the operating system except in tests that record it.
+
+    Returns:
+        int64 vector of `update_length(plan)` or `histogram_length(plan)` coefficients.
+
+    Raises:
+        SiteDataError: the table cannot be read or is not what the contract says.
+    """
+    from tasks.privacy.mechanism import evaluation_mechanism, training_mechanism
+
+    from site_agents.cohort.reader import read_table
+    from tasks.contract.encoder import encode_features
+    from tasks.training.evaluation import score_histogram
+    from tasks.training.train import train_sum
+
+    cohort = encode_features(plan.contract, read_table(data, plan.contract))
+    if kind == "train":
+        mechanism = training_mechanism(plan)
+        return mechanism.add_noise(train_sum(plan, cohort, weights, mechanism.sensitivity), stream)
+    return evaluation_mechanism(plan).add_noise(score_histogram(plan, cohort, weights), stream)
+
+
+def compute_in_child(
+    plan: StudyPlan, instruction: Instruction, weights: NDArray[np.float64], data: Path, timeout_seconds: float
+) -> Int64Array:
+    """Runs `compute_contribution` in a fork-server child and kills it at the deadline.
+
+    Raises:
+        OperationError: `training-died` or `training-timeout`.
+        SiteDataError: as in the child.
+    """
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe(duplex=False)
+    arguments = (theirs, canonical_bytes(plan), instruction.kind, weights.tobytes(), str(data))
+    child = context.Process(target=_child_main, args=arguments, daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        if not ours.poll(timeout_seconds):
+            raise OperationError("training-timeout", "The computation did not finish in time.", "Run again later.")
+        tag, payload = ours.recv_bytes().split(b"\n", 1)
+    except (EOFError, ConnectionError):
+        raise OperationError("training-died", "The computation's process died.", "See the agent's log.") from None
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+    if tag != b"ok":
+        raise _child_error(tag.decode(), payload.decode())
+    return np.frombuffer(payload, dtype="<i8").astype(np.int64)
+
+
+def warm_up() -> None:
+    """Starts the fork server with the heavy libraries loaded, so that the first round does not pay for them."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOAD))
+    child = multiprocessing.get_context("forkserver").Process(target=os.getpid, daemon=True)
+    child.start()
+    child.join()
+
+
+def in_process(stream_for: Callable[[Instruction], NoiseStream]) -> Compute:
+    """Returns a computation without a child, for the embedded in-process consortium."""
+
+    def compute(
+        plan: StudyPlan, instruction: Instruction, weights: NDArray[np.float64], data: Path, timeout_seconds: float
+    ) -> Int64Array:
+        return compute_contribution(plan, instruction.kind, weights, data, stream_for(instruction))
+
+    return compute
+
+
+Compute = Callable[[StudyPlan, Instruction, NDArray[np.float64], Path, float], Int64Array]
+
+
+def _child_main(pipe: Connection, plan: bytes, kind: str, weights: bytes, data: str) -> None:
+    try:
+        values = compute_contribution(
+            parse_canonical(StudyPlan, plan, "the plan"),
+            kind,
+            np.frombuffer(weights, dtype=np.float64),
+            Path(data),
+            os_noise_stream(),
+        )
+        pipe.send_bytes(b"ok\n" + values.astype("<i8").tobytes())
+    except ConsiliumError as error:
+        pipe.send_bytes(error.code.encode() + b"\n" + error.message.encode())
+
+
+def _child_error(code: str, message: str) -> ConsiliumError:
+    return SiteDataError(code, message)

@@ -1,0 +1,107 @@
+"""Everything a site's step needs for one study, opened and checked once per flow run."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.ledger.budget import register_cohort
+from tasks.ledger.store import LedgerStore
+
+from schemas.canonical import encode_parts, parse_canonical, sha256_hex
+from schemas.errors import PlanError
+from schemas.layout import approval_key, ledger_key, site_prefix
+from schemas.ledger import PlanApproved
+from schemas.messages import LogPosition
+from schemas.plan import StudyPlan
+from site_agents.compute import Compute, compute_in_child
+from site_agents.home import SiteHome
+from site_agents.keystore import Keystore
+from site_agents.outbox import Outbox
+from site_agents.policy import verify_plan_bytes
+from tasks.rounds import read_plan, verify_approvals
+from tasks.storage.base import Store
+from tasks.storage.folder import FolderStore
+
+
+@dataclass(frozen=True)
+class SiteContext:
+    """One site in one study."""
+
+    home: SiteHome
+    plan: StudyPlan
+    store: Store
+    outbox: Outbox
+    keystore: Keystore
+    ledger: LedgerStore
+    cohort: str
+    compute: Compute
+
+    @property
+    def name(self) -> str:
+        return self.home.settings.name
+
+    @property
+    def study(self) -> str:
+        return self.plan.study
+
+    @property
+    def data(self) -> Path:
+        return Path(self.home.settings.data)
+
+    def publish_ledger(self) -> LogPosition:
+        """Sends the ledger entries that were not sent before, as one slice; returns the ledger's position.
+
+        Entries hold events and digests, no counts and no values; they are on the allow-list of what may leave.
+        """
+        position = self.ledger.position()
+        entries = self.ledger.entries()
+        sent = self._sent_entries()
+        if position.size > sent:
+            key = ledger_key(self.study, self.name, False, f"entries-{sent:06d}.jsonl")
+            self.outbox.answer(key, lambda: b"".join(entry + b"\n" for entry in entries[sent : position.size]))
+        return position
+
+    def _sent_entries(self) -> int:
+        prefix = ledger_key(self.study, self.name, False, "entries-")
+        folder = site_prefix(self.study, self.name) + "/ledger"
+        slices = [key for key in self.outbox.list(folder) if key.startswith(prefix)]
+        return sum((self.outbox.stored(key) or b"").count(b"\n") for key in slices)
+
+
+def open_context(
+    home: SiteHome, study: str, compute: Compute = compute_in_child, store: Store | None = None
+) -> SiteContext:
+    """Opens a study at a site: the approved plan, signed by everybody, and this site's part of it.
+
+    Raises:
+        PlanError: `plan-not-approved`, `not-in-plan`.
+        PeerError: `plan-changed`, `approval-missing`.
+    """
+    settings = home.settings
+    store = store or FolderStore(Path(settings.store), write_prefix=f"sites/{settings.name}")
+    data = read_plan(store, study)
+    verify_plan_bytes(data, study, settings.studies)
+    plan = parse_canonical(StudyPlan, data, "the plan")
+    entry = plan.site(settings.name)
+    if (entry.identity_key, entry.hpke_key) != (home.identity.identity_key, home.identity.hpke_key):
+        raise PlanError("not-in-plan", f"The plan lists other keys for {settings.name}.", "Ask for a corrected plan.")
+    verify_approvals(store, plan)
+    ledger = LedgerStore(home.ledger_path, settings.name, home.identity.signing)
+    cohort = _cohort_digest(home)
+    register_cohort(ledger, cohort, settings.epsilon, settings.delta)
+    approval = store.get(approval_key(study, settings.name))
+    assert approval is not None
+    ledger.append_once(study, PlanApproved(approval=sha256_hex(approval)))
+    keystore = Keystore(home.memory_folder, study)
+    return SiteContext(home, plan, store, Outbox(home.outbox_folder, store), keystore, ledger, cohort, compute)
+
+
+def _cohort_digest(home: SiteHome) -> str:
+    # The budget belongs to the data source, whatever its content becomes: the digest names the source, keyed by a
+    # secret of the site so that nobody outside can test a guess.
+    secret = home.identity.signing.private_bytes_raw()
+    name = encode_parts("cohort", str(Path(home.settings.data).resolve()))
+    return hmac.new(hashlib.sha256(secret).digest(), name, hashlib.sha256).hexdigest()

@@ -1,0 +1,46 @@
+"""The current epoch at a site: public side re-derived from the signed ceremony, secrets from the keystore."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tasks.secure_sum.ceremony import EpochPublic, EpochSecrets
+
+from schemas.errors import PeerError
+from site_agents.context import SiteContext
+from tasks.ceremonies import readpublic_epoch
+
+_PUBLIC: dict[tuple[str, str], EpochPublic] = {}
+
+
+@dataclass(frozen=True)
+class SiteEpoch:
+    """Public side of an epoch and, at a key holder, its secrets."""
+
+    public: EpochPublic
+    secrets: EpochSecrets | None
+
+
+def load_epoch(context: SiteContext, epoch: int, sid_star: str) -> SiteEpoch:
+    """Loads the epoch that an instruction names.
+
+    Raises:
+        PeerError: `wrong-epoch` if the signed ceremony in the store has another sid*.
+        OperationError: `epoch-lost` if this key holder has no secrets of it.
+    """
+    public = public_epoch(context, epoch)
+    if public.sid_star != sid_star or epoch < context.keystore.newest_epoch():
+        raise PeerError("wrong-epoch", context.plan.coordinator.name, "the instruction is not for the current epoch.")
+    holders = [site.name for site in context.plan.key_holders]
+    if context.name not in holders:
+        return SiteEpoch(public, None)
+    return SiteEpoch(public, EpochSecrets.from_bytes(context.keystore.load_secrets(epoch, sid_star)))
+
+
+def public_epoch(context: SiteContext, epoch: int) -> EpochPublic:
+    """Returns the verified public side of an epoch."""
+    # Re-deriving it verifies every ceremony message again; within one process once per epoch is enough.
+    key = (str(context.home.folder) + context.study, str(epoch))
+    if key not in _PUBLIC:
+        _PUBLIC[key] = readpublic_epoch(context.store, context.plan, epoch)
+    return _PUBLIC[key]

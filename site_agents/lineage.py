@@ -1,0 +1,47 @@
+"""The model at a site: recomputed from published openings, remembered per round so that each is recomputed once."""
+
+from __future__ import annotations
+
+from schemas.errors import PeerError
+from site_agents.context import SiteContext
+from site_agents.epoch import public_epoch
+from tasks.lineage import Lineage, extend_lineage, first_lineage
+from tasks.server_step import parse_state, state_bytes
+
+
+def model_before(context: SiteContext, round_: int) -> Lineage:
+    """Returns the model that this site holds before `round_`.
+
+    Raises:
+        PeerError: `opening-missing`, or the published opening does not verify; names the coordinator.
+    """
+    lineage = first_lineage(context.plan)
+    start = 1
+    for known in range(round_ - 1, 0, -1):
+        stored = context.outbox.stored(_key(context, known))
+        if stored is not None:
+            digest, state = stored[:64].decode(), stored[64:]
+            lineage, start = Lineage(parse_state(context.plan, state), digest), known + 1
+            break
+    for number in range(start, round_):
+        extended = extend_lineage(context.store, context.plan, lambda e: public_epoch(context, e), lineage, number)
+        if extended is None:
+            raise PeerError(
+                "opening-missing",
+                context.plan.coordinator.name,
+                f"round {number} was not opened before round {round_}.",
+            )
+        lineage = extended
+        remember(context, number, lineage)
+    return lineage
+
+
+def remember(context: SiteContext, round_: int, lineage: Lineage) -> None:
+    """Keeps the model after a recomputed round in the site's private folder."""
+    assert lineage.opening is not None
+    content = lineage.opening.encode() + state_bytes(lineage.state)
+    context.outbox.decide(_key(context, round_), lambda: content)
+
+
+def _key(context: SiteContext, round_: int) -> str:
+    return f"private/{context.study}/after-round-{round_:04d}"

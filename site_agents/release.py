@@ -1,0 +1,98 @@
+"""A site's part of the release: recompute the last opening, publish its ledger, witness everybody's checkpoints."""
+
+from __future__ import annotations
+
+from tasks.ledger.verify import verify_log
+
+from schemas.canonical import sha256_hex
+from schemas.envelope import sign_envelope
+from schemas.errors import EvidenceError, PeerError
+from schemas.layout import ledger_key, release_key
+from schemas.ledger import ModelReleased
+from schemas.messages import Checkpoint, ModelRelease, Witness
+from site_agents.context import SiteContext
+from site_agents.lineage import model_before
+from tasks.server_step import state_digest, weights_safetensors
+from tasks.storage.mailbox import read_signed
+
+
+class SiteRelease:
+    """This site's part of the release of one study."""
+
+    def __init__(self, context: SiteContext) -> None:
+        self.context = context
+        self.plan = context.plan
+
+    def verify(self) -> None:
+        """Recomputes the released model from the published openings, and checks the study log up to its checkpoint.
+
+        Raises:
+            PeerError: the release does not follow from what this site recomputed; names the coordinator.
+        """
+        coordinator, study = self.plan.coordinator, self.plan.study
+        key = release_key(study, "release.json")
+        release = read_signed(self.context.store, key, ModelRelease, study, coordinator.identity_key, coordinator.name)
+        if release is None:
+            raise PeerError("release-missing", coordinator.name, "there is no signed release.")
+        given = release.predicate
+        last = given.rounds + (1 if given.evaluation is not None else 0)
+        lineage = model_before(self.context, last + 1)
+        weights = sha256_hex(weights_safetensors(self.plan, lineage.state))
+        if (given.model, given.weights) != (state_digest(lineage.state), weights):
+            raise PeerError("wrong-release", coordinator.name, "the released model does not follow from the openings.")
+        self._verify_log(coordinator.name, coordinator.identity_key, coordinator=True)
+        self.context.ledger.append_once(study, ModelReleased(release=given))
+
+    def publish_checkpoint(self) -> None:
+        """Publishes the rest of this site's ledger and a signed checkpoint over it."""
+        key = ledger_key(self.plan.study, self.context.name, False, "checkpoint.json")
+        if self.context.outbox.stored(key) is None:
+            self.context.publish_ledger()
+        self.context.outbox.answer(key, lambda: self.context.ledger.sign_checkpoint(self.plan.study))
+
+    def missing_checkpoints(self) -> tuple[str, ...]:
+        """Returns the sites whose checkpoint is not in the store."""
+        return tuple(
+            site.name
+            for site in self.plan.sites
+            if not self.context.store.exists(ledger_key(self.plan.study, site.name, False, "checkpoint.json"))
+        )
+
+    def witness(self) -> None:
+        """Verifies every published checkpoint against its log and signs what it saw.
+
+        Raises:
+            PeerError: `log-forked`: a log does not verify; names its owner.
+        """
+        seen = [self._verify_log(self.plan.coordinator.name, self.plan.coordinator.identity_key, coordinator=True)]
+        missing = self.missing_checkpoints()
+        for site in self.plan.sites:
+            if site.name not in missing:
+                seen.append(self._verify_log(site.name, site.identity_key, coordinator=False))
+        message = Witness(witness=self.context.name, seen=tuple(sorted(seen)))
+        key = ledger_key(self.plan.study, self.context.name, False, "witness.json")
+        signing = self.context.home.identity.signing
+        self.context.outbox.answer(key, lambda: sign_envelope(message, self.plan.study, signing))
+
+    def _verify_log(self, owner: str, key_hex: str, coordinator: bool) -> tuple[str, str]:
+        store, study = self.context.store, self.plan.study
+        key = ledger_key(study, owner, coordinator, "checkpoint.json")
+        checkpoint = read_signed(store, key, Checkpoint, study, key_hex, owner)
+        if checkpoint is None:
+            raise PeerError("checkpoint-missing", owner, "its checkpoint is not in the store.")
+        try:
+            verify_log(read_entries(self.context, owner, coordinator), owner, key_hex, checkpoint.predicate)
+        except EvidenceError as error:
+            raise PeerError("log-forked", owner, f"its log does not verify: {error.message}") from None
+        return owner, checkpoint.digest
+
+
+def read_entries(context: SiteContext, owner: str, coordinator: bool) -> list[bytes]:
+    """Returns the published entries of a log, slices joined in order."""
+    prefix = ledger_key(context.plan.study, owner, coordinator, "entries-")
+    folder = prefix.rsplit("/", 1)[0]
+    entries: list[bytes] = []
+    for key in context.store.list(folder):
+        if key.startswith(prefix):
+            entries += (context.store.get(key) or b"").splitlines()
+    return entries

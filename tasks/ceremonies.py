@@ -1,0 +1,50 @@
+"""A finished key ceremony, read back from the store and verified."""
+
+from __future__ import annotations
+
+from schemas.errors import OperationError
+from schemas.layout import ceremony_key
+from schemas.plan import StudyPlan
+from tasks.secure_sum.ceremony import PHASES, EpochPublic, derive_public_epoch, self_test_count
+from tasks.storage.base import Store
+
+ALL_PHASES = (*PHASES, "transcript")
+
+
+def missing_messages(store: Store, plan: StudyPlan, epoch: int, phase: str) -> tuple[str, ...]:
+    """Returns the key holders whose message of `phase` is not in the store."""
+    return tuple(
+        site.name
+        for site in plan.key_holders
+        if not store.exists(ceremony_key(plan.study, epoch, site.name, f"{phase}.json"))
+    )
+
+
+def is_complete(store: Store, plan: StudyPlan, epoch: int) -> bool:
+    """Tells whether every key holder signed the epoch's transcript."""
+    return not missing_messages(store, plan, epoch, "transcript")
+
+
+def read_public_epoch(store: Store, plan: StudyPlan, epoch: int) -> EpochPublic:
+    """Reads and verifies everything public of a ceremony.
+
+    Raises:
+        OperationError: `ceremony-incomplete`, naming who is missing.
+        PeerError: naming the holder whose part does not verify.
+    """
+    envelopes: dict[tuple[str, str], bytes] = {}
+    blobs: dict[tuple[str, str], bytes] = {}
+    for site in plan.key_holders:
+        for phase in ALL_PHASES:
+            envelopes[phase, site.name] = _required(store, plan, epoch, site.name, f"{phase}.json")
+        items = ["public-share", *(f"self-test-{k}" for k in range(1, self_test_count(plan, site.name) + 1))]
+        for item in items:
+            blobs[item, site.name] = _required(store, plan, epoch, site.name, f"{item}.bin")
+    return derive_public_epoch(plan, epoch, envelopes, blobs)
+
+
+def _required(store: Store, plan: StudyPlan, epoch: int, site: str, item: str) -> bytes:
+    data = store.get(ceremony_key(plan.study, epoch, site, item))
+    if data is None:
+        raise OperationError("ceremony-incomplete", f"Epoch {epoch}: {item} of {site} is missing.", "Start its agent.")
+    return data
