@@ -1,0 +1,399 @@
+"""A hospital's Prefect worker: it runs the few flows installed here and nothing that the server describes.
+
+Invariants
+1. What runs is chosen by name from a mapping made on this machine. Entry points, commands, environments, pull steps,
+   job variables, storage and retries that come with a run are never used; a run that carries any of them is refused.
+2. Parameters are small JSON that passes a closed, strict model.
+3. No result, exception or log line is stored anywhere that the server chooses.
+4. A refused run ends as Cancelled(name="Refused", message=code), and the site is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+from uuid import UUID
+
+import anyio.abc
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import Flow as KnownFlow
+from prefect.client.schemas.objects import FlowRun, WorkPool
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import InfrastructureNotFound, ObjectAlreadyExists, ObjectNotFound
+from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
+from pydantic import BaseModel, ValidationError
+
+from schemas.errors import OperationError
+from site_agents.flow_thread import FlowThread, SiteFlow
+from site_agents.run_states import hide_exception_text, refused_state
+
+WORKER_TYPE: Final = "consilium-site"
+LARGEST_PARAMETERS_BYTES: Final = 8192
+_CLOSED_TEMPLATE: Final[dict[str, Any]] = {
+    "job_configuration": {"name": None},
+    "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+_LONGEST_BACKOFF_SECONDS: Final = 15.0
+_CANCEL_CHECK_SECONDS: Final = 5.0
+
+_log = logging.getLogger("consilium.site")
+
+
+@dataclass(frozen=True)
+class AgentFlow:
+    """A flow that the site agrees to run, with the closed model of its parameters.
+
+    Args:
+        flow: An async flow without retries; called with the model's fields as keywords.
+        parameters: A flat pydantic model with `extra="forbid"`.
+    """
+
+    flow: SiteFlow
+    parameters: type[BaseModel]
+
+    def __post_init__(self) -> None:
+        if not self.flow.isasync or self.flow.isgenerator or self.flow.retries:
+            raise TypeError(f"Expected an async flow without retries, got {self.flow.name}.")
+        if self.parameters.model_config.get("extra") != "forbid":
+            raise TypeError(f"Expected {self.parameters.__name__} to forbid extra fields.")
+
+
+class RefusedRunError(Exception):
+    """A run that this site does not accept."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class SiteJobConfiguration(BaseJobConfiguration):
+    """What the server says about a run, looked at and never applied."""
+
+    @classmethod
+    async def resolve_for_flow_run(
+        cls,
+        flow_run: FlowRun,
+        *,
+        client: PrefectClient,
+        work_pool: WorkPool,
+        worker_name: str,
+        worker_id: UUID | None = None,
+        deployment: DeploymentResponse | None = None,
+    ) -> SiteJobConfiguration:
+        """Reads the run's deployment and flow; no template, block or variable of the server is resolved."""
+        if deployment is None and flow_run.deployment_id is not None:
+            deployment = await client.read_deployment(flow_run.deployment_id)
+        configuration = cls(name=flow_run.name)
+        flow = await client.read_flow(flow_run.flow_id)
+        configuration._related_objects = {"deployment": deployment, "flow": flow, "flow-run": flow_run}
+        return configuration
+
+    @property
+    def deployment(self) -> DeploymentResponse | None:
+        """The deployment that the run names."""
+        found: DeploymentResponse | None = self._related_objects["deployment"]
+        return found
+
+    @property
+    def flow(self) -> KnownFlow:
+        """The flow, as the server knows it: a name."""
+        found: KnownFlow = self._related_objects["flow"]
+        return found
+
+
+class SiteResult(BaseWorkerResult):
+    """What the worker reports of a finished run: that its thread has ended."""
+
+
+def accept_run(
+    site: str, flows: Mapping[str, AgentFlow], flow_run: FlowRun, configuration: SiteJobConfiguration
+) -> tuple[AgentFlow, BaseModel]:
+    """Returns the local flow and the checked parameters of a run.
+
+    Raises:
+        RefusedRunError: with the code of the first rule that the run breaks.
+    """
+    deployment = configuration.deployment
+    if deployment is None or deployment.name != site or deployment.flow_id != flow_run.flow_id:
+        raise RefusedRunError("foreign-deployment")
+    if configuration.flow.name not in flows:
+        raise RefusedRunError("unknown-flow")
+    if deployment.job_variables or flow_run.job_variables:
+        raise RefusedRunError("job-variables")
+    if deployment.pull_steps:
+        raise RefusedRunError("pull-steps")
+    if deployment.entrypoint or deployment.path not in (None, "", "."):
+        raise RefusedRunError("foreign-entrypoint")
+    if deployment.storage_document_id or deployment.infrastructure_document_id or flow_run.infrastructure_document_id:
+        raise RefusedRunError("foreign-storage")
+    if flow_run.empirical_policy.retries:
+        raise RefusedRunError("retries-not-allowed")
+    accepted = flows[configuration.flow.name]
+    return accepted, _check_parameters(accepted.parameters, flow_run.parameters)
+
+
+def _check_parameters(model: type[BaseModel], parameters: Mapping[str, Any]) -> BaseModel:
+    try:
+        encoded = json.dumps(dict(parameters), allow_nan=False)
+    except (TypeError, ValueError):
+        raise RefusedRunError("parameters-invalid") from None
+    if len(encoded) > LARGEST_PARAMETERS_BYTES:
+        raise RefusedRunError("parameters-too-large")
+    try:
+        return model.model_validate_json(encoded, strict=True)
+    except ValidationError:
+        raise RefusedRunError("parameters-invalid") from None
+
+
+class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult]):
+    """Worker type `consilium-site`: the only way a run reaches a hospital."""
+
+    type = WORKER_TYPE
+    job_configuration = SiteJobConfiguration
+    cleanup_max_concurrency: ClassVar[int | None] = 0  # the server sends this agent no clean-up work
+    _description = "Runs the flows that a hospital has installed; ignores everything else."
+
+    def __init__(
+        self,
+        work_pool_name: str,
+        *,
+        site: str,
+        flows: Mapping[str, AgentFlow],
+        on_refusal: Callable[[str, str], None],
+    ) -> None:
+        """Makes the worker of `site`; `on_refusal` is called with a code and the flow run's id."""
+        super().__init__(
+            work_pool_name, name=f"{site}-{socket.gethostname()}-{os.getpid()}", create_pool_if_not_found=False
+        )
+        self._site = site
+        self._flows = dict(flows)
+        self._on_refusal = on_refusal
+        self._threads: dict[UUID, FlowThread] = {}
+
+    @classmethod
+    def get_default_base_job_template(cls) -> dict[str, Any]:
+        """Returns the closed template: no variable can be set."""
+        return copy.deepcopy(_CLOSED_TEMPLATE)
+
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: SiteJobConfiguration,
+        task_status: anyio.abc.TaskStatus[Any] | None = None,
+    ) -> SiteResult:
+        """Runs an accepted flow run to its end, or refuses it."""
+        identifier = f"{self.name}:{flow_run.id}"
+        try:
+            accepted, parameters = accept_run(self._site, self._flows, flow_run, configuration)
+        except RefusedRunError as refusal:
+            await self._refuse(flow_run, refusal.code)
+            _report_started(task_status, identifier)
+            return SiteResult(identifier=identifier, status_code=0)
+        thread = FlowThread(accepted.flow, flow_run, parameters.model_dump())
+        self._threads[flow_run.id] = thread
+        thread.start()
+        _report_started(task_status, identifier)
+        try:
+            error = await thread.wait()
+        except BaseException:
+            thread.cancel()
+            raise
+        finally:
+            self._threads.pop(flow_run.id, None)
+        if error is not None:
+            _log.error("flow run %s ended early: %s", flow_run.id, type(error).__name__, exc_info=error)
+        return SiteResult(identifier=identifier, status_code=0 if error is None else 1)
+
+    async def _refuse(self, flow_run: FlowRun, code: str) -> None:
+        _log.warning("refused flow run %s: %s", flow_run.id, code)
+        try:
+            self._on_refusal(code, str(flow_run.id))
+        except Exception:
+            _log.exception("could not record the refusal of flow run %s", flow_run.id)
+        await self.client.set_flow_run_state(flow_run.id, refused_state(code), force=True)
+
+    async def kill_infrastructure(
+        self, infrastructure_pid: str, configuration: SiteJobConfiguration, grace_seconds: int = 30
+    ) -> None:
+        """Cancels the run that `infrastructure_pid` names and waits until its thread has ended.
+
+        Raises:
+            InfrastructureNotFound: the run is not one of this process's.
+        """
+        name, _, run_id = infrastructure_pid.rpartition(":")
+        thread = self._threads.get(UUID(run_id)) if name == self.name else None
+        if thread is None:
+            raise InfrastructureNotFound("This agent does not run that flow run.")
+        thread.cancel()
+        with anyio.move_on_after(grace_seconds):
+            await thread.wait()
+
+    async def stop_withdrawn_runs(self) -> None:
+        """Cancels the threads of runs that somebody cancelled, or declared dead, on the server."""
+        for run_id, thread in list(self._threads.items()):
+            flow_run = await self.client.read_flow_run(run_id)
+            state = flow_run.state
+            if state is None or not (state.is_cancelling() or state.is_final()):
+                continue
+            thread.cancel()
+            if state.is_cancelling():
+                await thread.wait()
+                await self._mark_flow_run_as_cancelled(flow_run, state_updates={"message": "Cancelled on request."})
+
+    async def finish_runs(self, grace_seconds: float) -> None:
+        """Gives running flows `grace_seconds` to end, then cancels them so that none stays `Running` for ever."""
+        with anyio.move_on_after(grace_seconds):
+            await self._wait_for_threads()
+        for thread in self._threads.values():
+            thread.cancel()
+        with anyio.move_on_after(5.0):
+            await self._wait_for_threads()
+
+    async def _wait_for_threads(self) -> None:
+        for thread in list(self._threads.values()):
+            await thread.wait()
+
+
+def _report_started(task_status: anyio.abc.TaskStatus[Any] | None, identifier: str) -> None:
+    if task_status is not None:
+        task_status.started(identifier)
+
+
+def pool_name(site: str) -> str:
+    """Returns the name of the site's work pool."""
+    return f"consilium-{site}"
+
+
+async def ensure_site_pool(site: str) -> None:
+    """Makes the site's closed work pool unless it exists.
+
+    Raises:
+        OperationError: `work-pool-foreign`, when the name belongs to a pool of another type.
+    """
+    async with get_client() as client:
+        try:
+            await client.read_work_pool(pool_name(site))
+        except ObjectNotFound:
+            wanted = WorkPoolCreate(name=pool_name(site), type=WORKER_TYPE, base_job_template=_CLOSED_TEMPLATE)
+            with contextlib.suppress(ObjectAlreadyExists):
+                await client.create_work_pool(wanted)
+        await _check_pool(client, site)
+
+
+async def ensure_site_deployments(site: str, flows: Mapping[str, AgentFlow]) -> None:
+    """Makes or renews the deployments `<flow name>/<site>` with closed, enforced parameters; no code, no path."""
+    async with get_client() as client:
+        for name, entry in flows.items():
+            await client.create_deployment(
+                flow_id=await client.create_flow_from_name(name),
+                name=site,
+                work_pool_name=pool_name(site),
+                parameter_openapi_schema=entry.parameters.model_json_schema(),
+                enforce_parameter_schema=True,
+            )
+
+
+async def _check_pool(client: PrefectClient, site: str) -> None:
+    try:
+        pool = await client.read_work_pool(pool_name(site))
+    except ObjectNotFound:
+        # A stock worker would create a pool under a mistyped name and wait there for ever.
+        raise OperationError(
+            "work-pool-missing", f"There is no work pool {pool_name(site)}.", "Check the site's name or register it."
+        ) from None
+    if pool.type != WORKER_TYPE:
+        raise OperationError(
+            "work-pool-foreign", f"Expected work pool {pool.name} of type {WORKER_TYPE}, got {pool.type}.", "Remove it."
+        )
+
+
+async def run_agent(
+    site: str,
+    flows: Mapping[str, AgentFlow],
+    *,
+    on_refusal: Callable[[str, str], None],
+    poll_seconds: float = 0.3,
+    register: bool = True,
+    on_ready: Callable[[], None] | None = None,
+    grace_seconds: float = 20.0,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serves the site's work pool until SIGTERM, SIGINT or `stop`.
+
+    Args:
+        site: The site's name; its pool and deployments are named after it.
+        flows: Flow name to local flow.
+        on_refusal: Called with (code, flow run id) for each refused run.
+        poll_seconds: Pause between two questions to the server.
+        register: Make pool and deployments first; False in a deployment whose coordinator made them.
+        on_ready: Called once the first question is about to be asked.
+        grace_seconds: Time that running flows get to end after the signal.
+
+    Raises:
+        OperationError: `work-pool-missing`, `work-pool-foreign`.
+    """
+    hide_exception_text()
+    for name, entry in flows.items():
+        if entry.flow.name != name:
+            raise TypeError(f"Expected flow {name}, got {entry.flow.name}.")
+    if register:
+        await ensure_site_pool(site)
+        await ensure_site_deployments(site, flows)
+    async with get_client() as client:
+        await _check_pool(client, site)
+    stop = stop or asyncio.Event()
+    async with (
+        _signals_set(stop),
+        ConsiliumWorker(pool_name(site), site=site, flows=flows, on_refusal=on_refusal) as worker,
+    ):
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(_repeat, worker.get_and_submit_flow_runs, poll_seconds)
+            loops.start_soon(_repeat, worker.sync_with_backend, float(worker.heartbeat_interval_seconds))
+            loops.start_soon(_repeat, worker.stop_withdrawn_runs, max(_CANCEL_CHECK_SECONDS, poll_seconds))
+            if on_ready is not None:
+                on_ready()
+            await stop.wait()
+            loops.cancel_scope.cancel()
+        await worker.finish_runs(grace_seconds)
+
+
+async def _repeat(work: Callable[[], Awaitable[object]], pause_seconds: float) -> None:
+    """Calls `work` for ever; a server that is away is asked less often and never given up."""
+    failures = 0
+    while True:
+        try:
+            await work()
+            failures = 0
+        except (httpx.HTTPError, OSError) as error:
+            failures += 1
+            if failures in (1, 10) or failures % 100 == 0:
+                _log.warning("the Prefect server does not answer (%s); trying again", type(error).__name__)
+        await anyio.sleep(min(pause_seconds * 2 ** min(failures, 8), max(pause_seconds, _LONGEST_BACKOFF_SECONDS)))
+
+
+@contextlib.asynccontextmanager
+async def _signals_set(stop: asyncio.Event) -> AsyncIterator[None]:
+    """Lets SIGTERM and SIGINT set `stop`, where this loop runs in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
