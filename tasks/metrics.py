@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import EvidenceError
+from schemas.plan import StudyPlan
 
 FloatVector = NDArray[np.float64]
 
@@ -76,23 +77,30 @@ class EvaluationMetrics:
         return tuple(sorted((name, _decimal(value)) for name, value in flat))
 
 
-def evaluate_histogram(histogram: NDArray[np.int64], noise_sigma: float) -> EvaluationMetrics:
+def derive_noise_sigma(plan: StudyPlan, participants: int) -> float:
+    """Derives the standard deviation of the total noise on one count: sigma * sqrt(participants / h)."""
+    shares = participants / plan.threshold.honest_noise_shares
+    return float(plan.evaluation.noise_multiplier) * math.sqrt(shares)
+
+
+def evaluate_histogram(histogram: FloatVector, noise_sigma: float) -> EvaluationMetrics:
     """Computes the metrics of an opened histogram.
 
     Args:
-        histogram: int64 (2 * bins,), label 0 first, equal-width score bins; counts may be negative (noise).
-        noise_sigma: Standard deviation of the *total* noise on one count (all shares in the sum).
+        histogram: float64 (2 * bins,) decoded counts, label 0 first, equal-width score bins; noise makes them negative
+            and fractional (`GaussianMechanism.decode`).
+        noise_sigma: Standard deviation of the *total* noise on one count (`derive_noise_sigma`).
 
     Raises:
         EvidenceError: `malformed` for another shape or dtype, or a negative or non-finite sigma.
     """
-    if histogram.dtype != np.int64 or histogram.ndim != 1 or histogram.size < 4 or histogram.size % 2:
-        raise EvidenceError("malformed", "Expected a histogram of two times at least two 64-bit counts.")
+    shaped = histogram.dtype == np.float64 and histogram.ndim == 1 and histogram.size >= 4 and histogram.size % 2 == 0
+    if not shaped or not bool(np.isfinite(histogram).all()):
+        raise EvidenceError("malformed", "Expected a histogram of two times at least two finite float64 counts.")
     if not 0.0 <= noise_sigma < math.inf:
         raise EvidenceError("malformed", "Expected a finite noise standard deviation.")
     bins = histogram.size // 2
-    counts = histogram.astype(np.float64)
-    negatives, positives = counts[:bins], counts[bins:]
+    negatives, positives = histogram[:bins], histogram[bins:]
     centres = (np.arange(bins) + 0.5) / bins
     return EvaluationMetrics(
         auc=_auc(negatives, positives, noise_sigma),

@@ -1,0 +1,112 @@
+"""Closed-form per-patient gradients of the logistic and the MLP model: torch, float64, one thread, canonical order.
+
+The loss of a row is binary cross-entropy on one logit z: dL/dz = sigmoid(z) - y. For a linear layer with input a and
+upstream gradient d, the row's weight gradient is the outer product d a^T and its bias gradient is d (Goodfellow 2015);
+tanh units multiply by 1 - a^2 on the way down. A patient's gradient is the mean over the patient's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from schemas.errors import PlanError
+from schemas.plan import StudyPlan, layer_shapes, update_length
+from tasks.contract.encoder import Cohort
+
+FloatVector = NDArray[np.float64]
+
+
+def patient_gradients(plan: StudyPlan, cohort: Cohort, weights: FloatVector) -> torch.Tensor:
+    """Computes every patient's mean gradient, unclipped: float64 (patients, P), flat as in `layer_shapes`.
+
+    A patient whose gradient is not finite gets zeros: one overflow must neither poison the sum nor escape the clip.
+
+    Args:
+        plan: Names the model.
+        cohort: Encoded rows, patients in order.
+        weights: float64 (P,), the model that all sites hold.
+
+    Raises:
+        PlanError: `weights-length`.
+    """
+    with single_thread():
+        layers = unflatten(plan, weights)
+        features = torch.from_numpy(np.ascontiguousarray(cohort.features))
+        labels = torch.from_numpy(cohort.labels.astype(np.float64))
+        rows = _row_gradients(layers, features, labels)
+        means = _mean_by_patient(rows, torch.from_numpy(cohort.patients), cohort.patient_count)
+        finite = torch.isfinite(means).all(dim=1, keepdim=True)
+        return torch.where(finite, means, torch.zeros_like(means))
+
+
+def predict(plan: StudyPlan, features: FloatVector, weights: FloatVector) -> FloatVector:
+    """Returns the predicted probability of every row, float64 (rows,)."""
+    with single_thread():
+        activations = _forward(unflatten(plan, weights), torch.from_numpy(np.ascontiguousarray(features)))
+        return np.asarray(torch.sigmoid(activations[-1][:, 0]).numpy(), dtype=np.float64)
+
+
+def unflatten(plan: StudyPlan, weights: FloatVector) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Splits flat weights into (weight (out, in), bias (out,)) per layer.
+
+    Raises:
+        PlanError: `weights-length`.
+    """
+    if weights.shape != (update_length(plan),):
+        raise PlanError("weights-length", f"Expected {update_length(plan)} weights for the plan's model.")
+    flat = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float64))
+    tensors = []
+    offset = 0
+    for _, shape in layer_shapes(plan):
+        size = int(np.prod(shape))
+        tensors.append(flat[offset : offset + size].reshape(shape))
+        offset += size
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Runs torch on one thread, so that every sum has one order and a run can be repeated bit for bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _forward(layers: list[tuple[torch.Tensor, torch.Tensor]], features: torch.Tensor) -> list[torch.Tensor]:
+    """Returns the input of every layer and, last, the logits (rows, 1)."""
+    activations = [features]
+    for index, (weight, bias) in enumerate(layers):
+        out = activations[-1] @ weight.T + bias
+        activations.append(out if index == len(layers) - 1 else torch.tanh(out))
+    return activations
+
+
+def _row_gradients(
+    layers: list[tuple[torch.Tensor, torch.Tensor]], features: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    activations = _forward(layers, features)
+    upstream = torch.sigmoid(activations[-1]) - labels[:, None]
+    parts: list[torch.Tensor] = []
+    for index in range(len(layers) - 1, -1, -1):
+        inputs = activations[index]
+        outer = (upstream[:, :, None] * inputs[:, None, :]).flatten(start_dim=1)
+        parts = [outer, upstream, *parts]
+        if index > 0:
+            upstream = (upstream @ layers[index][0]) * (1.0 - inputs * inputs)
+    return torch.cat(parts, dim=1)
+
+
+def _mean_by_patient(rows: torch.Tensor, patients: torch.Tensor, count: int) -> torch.Tensor:
+    if rows.shape[0] == count:
+        return rows
+    totals = torch.zeros((count, rows.shape[1]), dtype=torch.float64).index_add_(0, patients, rows)
+    return totals / torch.bincount(patients, minlength=count)[:, None]

@@ -1,0 +1,73 @@
+"""The training sum of one site and round: the integers that noise is added to and that the secure sum carries."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import PlanError
+from schemas.plan import StudyPlan, update_length
+from tasks.contract.encoder import Cohort
+from tasks.training.encode import encode_gradients
+from tasks.training.gradients import patient_gradients
+
+_CHUNK_NUMBERS = 1 << 22
+
+
+def train_sum(
+    plan: StudyPlan, cohort: Cohort, weights: NDArray[np.float64], sensitivity: int | None = None
+) -> NDArray[np.int64]:
+    """Sums the clipped, encoded gradients of the cohort's training patients; adds no noise.
+
+    The caller adds this site's noise share (`GaussianMechanism.add_noise`) before anything leaves the process, also
+    when the cohort is empty and the sum is all zero.
+
+    Args:
+        plan: Names model, clip norm and lattice.
+        cohort: The site's encoded cohort; held-out patients are left out.
+        weights: float64 (P,), the model that the site recomputed itself.
+        sensitivity: Integer L2 bound of one patient; by default the training mechanism's.
+
+    Returns:
+        int64 (P,): exact, so the order of patients and sites does not matter.
+
+    Raises:
+        PlanError: `sampling-unsupported`, `weights-length`.
+    """
+    spec = plan.mechanism
+    if Decimal(spec.sampling_probability) != 1:
+        raise PlanError(
+            "sampling-unsupported",
+            "Expected sampling probability 1: this mode uses every patient in every round.",
+            "Set sampling_probability to 1.",
+        )
+    bound = _training_sensitivity(plan) if sensitivity is None else sensitivity
+    total = np.zeros(update_length(plan), dtype=np.int64)
+    for part in _chunks(cohort.training, update_length(plan)):
+        gradients = patient_gradients(plan, part, weights).numpy()
+        total += encode_gradients(gradients, float(spec.clip_norm), spec.scale_bits, bound).sum(axis=0)
+    return total
+
+
+def _training_sensitivity(plan: StudyPlan) -> int:
+    from tasks.privacy.mechanism import training_mechanism
+
+    return training_mechanism(plan).sensitivity
+
+
+def _chunks(cohort: Cohort, length: int) -> list[Cohort]:
+    """Splits a cohort between patients, so that no chunk's row gradients take more than some 32 MB (or one patient)."""
+    rows = cohort.patients.size
+    starts = np.nonzero(np.concatenate([[True], cohort.patients[1:] != cohort.patients[:-1]])[:rows])[0]
+    most = max(1, _CHUNK_NUMBERS // length)
+    edges = [0] if rows else []
+    for start, end in zip(starts, [*starts[1:], rows], strict=True):
+        if end - edges[-1] > most and start > edges[-1]:
+            edges.append(int(start))
+    parts = []
+    for low, high in zip(edges, [*edges[1:], rows], strict=True):
+        patients = cohort.patients[low:high] - cohort.patients[low]
+        parts.append(Cohort(cohort.features[low:high], cohort.labels[low:high], patients, cohort.held_out[low:high]))
+    return parts
