@@ -1,0 +1,226 @@
+"""One frozen object per mechanism drives the encoding bound, the noise and the event, so that they cannot disagree."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import PlanError
+from schemas.ledger import GaussianEvent
+from schemas.plan import StudyPlan, histogram_length, update_length
+from tasks.privacy.accounting import (
+    SMALLEST_SHARE_VARIANCE,
+    ceil_sqrt,
+    floor_sqrt,
+    format_decimal,
+    gdp_cost,
+    gdp_limit,
+)
+from tasks.privacy.noise import NoiseStream
+from tasks.privacy.sampler import sample_discrete_gaussian
+
+Int64: TypeAlias = NDArray[np.int64]
+SIGMA_DIGITS = 6
+LARGEST_SHARE_SIGMA = 2**35
+
+
+@dataclass(frozen=True)
+class GaussianMechanism:
+    """A sum of integer vectors, one per patient and each of L2 norm at most `sensitivity`, plus a noise share.
+
+    A real value x is encoded as round(x / C * 2**scale_bits) and the patient's vector clipped again in integers, so
+    that rounding cannot exceed the bound. h honest shares together have at least standard deviation
+    noise_multiplier * C in real units.
+
+    Attributes:
+        data: Disjoint part of the data source: ``training`` or ``held-out`` patients.
+        contribution_bound: The bound in words.
+        id_column: Column of the contract that identifies a patient.
+        max_sites_per_patient: From the plan.
+        clip_norm: C, decimal string.
+        scale_bits: Fixed-point scale.
+        noise_multiplier: sigma, decimal string.
+        divisor: Public divisor of the server step.
+        dimension: Number of coefficients.
+        honest: h.
+        sites_in_sum: k_min.
+    """
+
+    data: Literal["training", "held-out"]
+    contribution_bound: str
+    id_column: str
+    max_sites_per_patient: int
+    clip_norm: str
+    scale_bits: int
+    noise_multiplier: str
+    divisor: str
+    dimension: int
+    honest: int
+    sites_in_sum: int
+
+    def __post_init__(self) -> None:
+        if Fraction(self.noise_multiplier) <= 0 or Fraction(self.clip_norm) <= 0:
+            raise PlanError(
+                "mechanism-numbers", "Expected a positive clip norm and noise multiplier.", "Correct the mechanism."
+            )
+        if self.local_sigma**2 < SMALLEST_SHARE_VARIANCE:
+            raise PlanError(
+                "noise-too-fine",
+                f"Expected a noise share of variance at least {SMALLEST_SHARE_VARIANCE} in lattice units.",
+                "Raise scale_bits or the noise multiplier.",
+            )
+        if self.local_sigma > LARGEST_SHARE_SIGMA:
+            raise PlanError(
+                "noise-too-large", "Expected a noise share below 2**35 lattice units.", "Lower the noise multiplier."
+            )
+
+    @property
+    def sensitivity(self) -> int:
+        """Integer L2 bound of one patient's encoded vector, rounding included."""
+        return 1 << self.scale_bits
+
+    @property
+    def clip(self) -> Fraction:
+        """C in real units."""
+        return Fraction(self.clip_norm)
+
+    @cached_property
+    def local_sigma(self) -> Fraction:
+        """Standard deviation of this site's share in lattice units: the least multiple of 1e-6 that is at least
+        noise_multiplier * sensitivity / sqrt(h)."""
+        return ceil_sqrt((Fraction(self.noise_multiplier) * self.sensitivity) ** 2 / self.honest, SIGMA_DIGITS)
+
+    def add_noise(self, values: Int64, stream: NoiseStream) -> Int64:
+        """Adds this site's noise share; also where there is no patient, and never clamped.
+
+        Clamping a share is not a post-processing of the noisy sum; the modulus is chosen so that sums cannot wrap.
+
+        Args:
+            values: int64 (dimension,), the sum of the patients' encoded vectors.
+            stream: Fresh randomness of this site.
+
+        Raises:
+            ValueError: wrong shape or type.
+        """
+        if values.shape != (self.dimension,) or values.dtype != np.int64:
+            raise ValueError("expected int64 values of the mechanism's dimension")
+        return values + sample_discrete_gaussian(stream, self.local_sigma, self.dimension)
+
+    def encode_counts(self, counts: Int64) -> Int64:
+        """Returns counts in lattice units: one patient's single count is `sensitivity` units."""
+        return counts.astype(np.int64) * np.int64(self.sensitivity)
+
+    def decode(self, opened: Int64) -> NDArray[np.float64]:
+        """Returns an opened sum in real units, float64 (counts for the evaluation)."""
+        return opened.astype(np.float64) / float(self.sensitivity) * float(self.clip)
+
+    def noise_std(self, shares: int) -> float:
+        """Returns the standard deviation, in real units, of the noise in a sum of `shares` sites' contributions."""
+        return float(self.local_sigma / self.sensitivity * self.clip) * math.sqrt(shares)
+
+    def event(self) -> GaussianEvent:
+        """Returns what one execution must be charged as."""
+        return GaussianEvent(
+            data=self.data,
+            contribution_bound=self.contribution_bound,
+            id_column=self.id_column,
+            max_sites_per_patient=self.max_sites_per_patient,
+            runs=(("1", self.noise_multiplier, 1),),
+            clip_norm=self.clip_norm,
+            scale_bits=self.scale_bits,
+            sensitivity=self.sensitivity,
+            local_sigma=format_decimal(self.local_sigma),
+            divisor=self.divisor,
+            dimension=self.dimension,
+            sites_in_sum=self.sites_in_sum,
+            honest_assumed=self.honest,
+            effective_sigma=format_decimal(floor_sqrt(self.honest * self.local_sigma**2, SIGMA_DIGITS)),
+            rng="os-seeded-aes-ctr",
+            sampler="discrete-gaussian",
+        )
+
+
+def training_mechanism(plan: StudyPlan) -> GaussianMechanism:
+    """Derives the mechanism of one training round.
+
+    Raises:
+        PlanError: `sampling-unsupported`, `mechanism-numbers`, `noise-too-fine`.
+    """
+    spec = plan.mechanism
+    if Fraction(spec.sampling_probability) != 1:
+        raise PlanError(
+            "sampling-unsupported",
+            f"Expected sampling probability 1, got {spec.sampling_probability}.",
+            "Plan full batches.",
+        )
+    return GaussianMechanism(
+        data="training",
+        contribution_bound=f"sum of one patient's mean gradient over rows, clipped to L2 norm {spec.clip_norm}",
+        clip_norm=spec.clip_norm,
+        noise_multiplier=spec.noise_multiplier,
+        divisor=plan.optimizer.divisor,
+        dimension=update_length(plan),
+        **_shared(plan),
+    )
+
+
+def evaluation_mechanism(plan: StudyPlan) -> GaussianMechanism:
+    """Derives the mechanism of the evaluation histogram: one held-out patient changes one count by one.
+
+    Counts are scaled to the same lattice as updates: on whole counts a share of sigma / sqrt(h) < 1 would be hardly
+    any noise at all.
+
+    Raises:
+        PlanError: `mechanism-numbers`, `noise-too-fine`.
+    """
+    return GaussianMechanism(
+        data="held-out",
+        contribution_bound="one patient counts once, in one cell",
+        clip_norm="1",
+        noise_multiplier=plan.evaluation.noise_multiplier,
+        divisor="1",
+        dimension=histogram_length(plan),
+        **_shared(plan),
+    )
+
+
+def mechanism_for(plan: StudyPlan, kind: Literal["train", "evaluate"]) -> GaussianMechanism:
+    """Derives the mechanism that an instruction of `kind` runs."""
+    return training_mechanism(plan) if kind == "train" else evaluation_mechanism(plan)
+
+
+def verify_plan_within_budget(plan: StudyPlan) -> None:
+    """Refuses a plan whose own mechanisms cost more than its own budget, training and evaluation each.
+
+    Raises:
+        PlanError: `plan-overspends`, naming what the plan needs and its limit (GDP mu^2).
+    """
+    limit = gdp_limit(plan.budget.epsilon, plan.budget.delta)
+    needs = (
+        ("training", plan.mechanism.rounds * gdp_cost(training_mechanism(plan).event())),
+        ("the evaluation", gdp_cost(evaluation_mechanism(plan).event())),
+    )
+    for what, cost in needs:
+        if cost > limit:
+            raise PlanError(
+                "plan-overspends",
+                f"Expected {what} to cost at most mu^2 = {float(limit):.6g}, got {float(cost):.6g}.",
+                "Raise the noise multiplier or epsilon, or plan fewer rounds.",
+            )
+
+
+def _shared(plan: StudyPlan) -> dict[str, Any]:
+    patient = plan.contract.column_with_role("patient_id")
+    return {
+        "id_column": patient.name if patient else "",
+        "max_sites_per_patient": plan.budget.max_sites_per_patient,
+        "scale_bits": plan.mechanism.scale_bits,
+        "honest": plan.threshold.honest_noise_shares,
+        "sites_in_sum": plan.threshold.k_min,
+    }
