@@ -1,0 +1,97 @@
+"""The key ceremony, seen from the coordinator: it opens an epoch, the key holders do the rest among themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from prefect import flow
+from tasks.secure_sum.ceremony import EpochPublic
+
+from flows.context import CoordinatorContext
+from flows.tasks import deciding, waiting
+from flows.waiting import SiteRuns
+from schemas.envelope import sign_envelope
+from schemas.errors import OperationError
+from schemas.layout import ceremony_key
+from schemas.ledger import KeyCeremony
+from schemas.messages import CeremonyInstruction
+from tasks.ceremonies import ALL_PHASES, is_complete, missing_messages, read_public_epoch
+from tasks.secure_sum.parameters import derive_sid, parameters_digest
+
+MAXIMUM_EPOCHS = 999
+
+
+async def run_ceremony(context: CoordinatorContext, after: int = 0) -> EpochPublic:
+    """Returns the public side of the newest complete epoch above `after`; holds a ceremony if there is none.
+
+    An epoch that broke off (a holder died in it) stays dead; the next one is opened.
+
+    Raises:
+        OperationError: `ceremony-incomplete`, naming the silent key holders.
+        PeerError: naming the holder whose part does not verify.
+    """
+
+    @flow(name="key-ceremony", retries=0, persist_result=False)
+    async def ceremony_flow(epoch: int) -> EpochPublic:
+        runs = SiteRuns(context, "site-ceremony", epoch, {"study": context.study, "epoch": epoch})
+        await open_epoch(context, epoch)
+        await ask_holders(context, runs)
+        await follow_phases(context, epoch)
+        return await verify_transcript(context, epoch)
+
+    newest = _newest_opened(context)
+    if newest > after and is_complete(context.store, context.plan, newest):
+        return read_public_epoch(context.store, context.plan, newest)
+    return await ceremony_flow(max(newest, after) + 1)
+
+
+@deciding("open-epoch")
+async def open_epoch(context: CoordinatorContext, epoch: int) -> None:
+    """Signs and publishes the ceremony instruction."""
+    plan = context.plan
+    message = CeremonyInstruction(epoch=epoch, sid=derive_sid(plan, epoch), parameters=parameters_digest(plan))
+    key = ceremony_key(plan.study, epoch, None, "instruction.json")
+    context.store.put(key, sign_envelope(message, plan.study, context.identity.signing))
+    context.progress.emit("ceremony-started", epoch=epoch)
+
+
+@waiting("dispatch")
+async def ask_holders(context: CoordinatorContext, runs: SiteRuns) -> None:
+    """Starts one flow run at every key holder."""
+    await runs.start(site.name for site in context.plan.key_holders)
+
+
+@waiting("follow-phases")
+async def follow_phases(context: CoordinatorContext, epoch: int) -> None:
+    """Waits until every holder has signed the transcript."""
+    started = time.monotonic()
+    end = started + context.options.ceremony_deadline_seconds
+    for phase in ALL_PHASES:
+        while missing := missing_messages(context.store, context.plan, epoch, phase):
+            if time.monotonic() >= end:
+                raise OperationError(
+                    "ceremony-incomplete",
+                    f"Epoch {epoch}: no {phase} from {', '.join(missing)}.",
+                    "Every key holder takes part in a ceremony: start their agents and resume.",
+                )
+            await asyncio.sleep(context.options.poll_interval_seconds)
+        context.progress.emit("ceremony-phase", epoch=epoch, phase=phase)
+    context.progress.emit("ceremony-done", epoch=epoch, seconds=round(time.monotonic() - started, 3))
+
+
+@deciding("verify-transcript")
+async def verify_transcript(context: CoordinatorContext, epoch: int) -> EpochPublic:
+    """Verifies everything public of the ceremony and enters it into the study log."""
+    public = read_public_epoch(context.store, context.plan, epoch)
+    context.log.append_once(context.study, KeyCeremony(epoch=epoch, sid_star=public.sid_star))
+    return public
+
+
+def _newest_opened(context: CoordinatorContext) -> int:
+    epoch = 0
+    while epoch < MAXIMUM_EPOCHS and context.store.exists(
+        ceremony_key(context.study, epoch + 1, None, "instruction.json")
+    ):
+        epoch += 1
+    return epoch

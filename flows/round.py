@@ -1,0 +1,270 @@
+"""One round, in the order in which the data travels. The steps are in `flows.round_steps`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from prefect import flow
+from tasks.secure_sum.ceremony import EpochPublic
+
+from flows.context import CoordinatorContext
+from flows.round_steps import Answers, RoundSteps
+from flows.tasks import deciding, waiting
+from flows.waiting import SiteRuns
+from schemas.errors import OperationError
+from schemas.messages import Collected, Instruction, Opening, Record, ShareRequest
+from tasks.lineage import Lineage
+from tasks.rounds import MAXIMUM_REQUESTS, read_opening, read_record
+from tasks.storage.mailbox import Signed
+
+
+@dataclass
+class RoundOutcome:
+    """What a round left behind.
+
+    Attributes:
+        opened: The opened int64 sum.
+        lineage: The model after the round.
+        seconds: Step name -> seconds spent by the coordinator (0 for steps done before a resume).
+    """
+
+    instruction: Signed[Instruction]
+    record: Signed[Record]
+    opening: Signed[Opening]
+    opened: NDArray[np.int64]
+    lineage: Lineage
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 3)
+
+
+async def run_round(
+    context: CoordinatorContext,
+    public: EpochPublic,
+    lineage: Lineage,
+    round_: int,
+    kind: Literal["train", "evaluate"],
+) -> RoundOutcome:
+    """Runs one round to its opening, or finds what an earlier run of it left and goes on from there.
+
+    Raises:
+        OperationError: `too-few-contributions`, `no-quorum`, `no-active-set`; nothing is lost, resume continues.
+    """
+    steps = RoundSteps(context, public, lineage, round_, kind)
+
+    @flow(name=f"{kind}-round", flow_run_name=f"{kind}-round-{round_}", retries=0, persist_result=False)
+    async def round_flow() -> RoundOutcome:
+        clock = _Clock()
+        with clock("issue"):
+            instruction = await issue(steps)
+        runs = SiteRuns(
+            context, "site-round", round_, {"study": context.study, "round": round_, "attempt": steps.attempt}
+        )
+        opening = read_opening(context.store, context.plan, round_)
+        if opening is None:
+            with clock("dispatch"):
+                await ask_sites(runs, steps, instruction)
+        record = read_record(context.store, context.plan, round_)
+        if record is None:
+            answers = Answers()
+            with clock("collect"):
+                await collect(steps, instruction, answers, runs)
+            with clock("check"):
+                collected, checks = await check_shares(steps, instruction, answers, runs)
+            with clock("add"):
+                record = await add(steps, instruction, answers, collected, checks)
+        if opening is None:
+            with clock("certify"):
+                signatures = await certify(steps, record, runs)
+            with clock("open"):
+                await share_and_open(steps, instruction, record, signatures, runs)
+        with clock("apply"):
+            opening, opened, after = await apply(steps)
+        return RoundOutcome(instruction, record, opening, opened, after, clock.seconds)
+
+    return await round_flow()
+
+
+@deciding("issue")
+async def issue(steps: RoundSteps) -> Signed[Instruction]:
+    """Signs and publishes the round's instruction."""
+    return steps.issue()
+
+
+@waiting("dispatch")
+async def ask_sites(runs: SiteRuns, steps: RoundSteps, instruction: Signed[Instruction]) -> None:
+    """Starts one flow run at every participant and at every other key holder."""
+    await runs.start(_everybody(steps))
+
+
+@waiting("collect")
+async def collect(steps: RoundSteps, instruction: Signed[Instruction], answers: Answers, runs: SiteRuns) -> None:
+    """Waits until every participant answered or the deadline passed."""
+    options, progress = steps.context.options, steps.context.progress
+    participants = instruction.predicate.participants
+    shown: dict[str, str] = {}
+    end = time.monotonic() + options.contribute_deadline_seconds
+    while True:
+        steps.collect(instruction, answers)
+        for site in participants:
+            state = answers.state(site)
+            if shown.get(site) != state:
+                shown[site] = state
+                code = answers.refusals[site].predicate.code if site in answers.refusals else answers.invalid.get(site)
+                progress.emit("site-state", round=steps.round, site=site, state=state, code=code)
+        pending = [site for site in participants if site not in answers.settled]
+        if not pending or time.monotonic() >= end:
+            break
+        await runs.revive(pending)
+        await asyncio.sleep(options.poll_interval_seconds)
+    for site in pending:
+        progress.emit("site-state", round=steps.round, site=site, state="silent", code=None)
+    await runs.abandon(pending)
+
+
+@waiting("check-shares")
+async def check_shares(
+    steps: RoundSteps, instruction: Signed[Instruction], answers: Answers, runs: SiteRuns
+) -> tuple[Signed[Collected], dict[str, tuple[str, ...]]]:
+    """Closes the collection and waits for the holders to try their sealed shares."""
+    collected = steps.close(instruction, answers)
+    expected = _answering_holders(steps, {site for site, _ in collected.predicate.contributions})
+    checks: dict[str, tuple[str, ...]] = {}
+
+    def enough() -> bool:
+        checks.update(steps.read_checks(collected))
+        return expected <= set(checks)
+
+    await _until_reviving(
+        steps, enough, runs, lambda: expected - set(checks), steps.context.options.certify_deadline_seconds
+    )
+    if len(checks) < steps.plan.threshold.certificate_quorum:
+        raise OperationError(
+            "no-quorum",
+            f"Round {steps.round}: fewer than Q = {steps.plan.threshold.certificate_quorum} key holders checked.",
+            "Start the agents of the silent key holders and resume.",
+        )
+    return collected, checks
+
+
+@deciding("add")
+async def add(
+    steps: RoundSteps,
+    instruction: Signed[Instruction],
+    answers: Answers,
+    collected: Signed[Collected],
+    checks: dict[str, tuple[str, ...]],
+) -> Signed[Record]:
+    """Adds the ciphertexts and proposes the round's only record."""
+    return steps.propose(instruction, answers, collected, checks)
+
+
+@waiting("certify")
+async def certify(steps: RoundSteps, record: Signed[Record], runs: SiteRuns) -> dict[str, str]:
+    """Waits for every holder that answers, at least Q, to sign the record."""
+    quorum = steps.plan.threshold.certificate_quorum
+    expected = _answering_holders(steps, {site for site, _ in record.predicate.contributions})
+    signed: dict[str, str] = {}
+
+    def enough() -> bool:
+        signed.update(steps.read_signatures(record))
+        return len(signed) >= quorum
+
+    deadline = steps.context.options.certify_deadline_seconds
+    await _until_reviving(steps, enough, runs, lambda: expected - set(signed), deadline)
+    for holder in sorted(signed):
+        steps.context.progress.emit("site-state", round=steps.round, site=holder, state="certified", code=None)
+    return signed
+
+
+@deciding("share-and-open")
+async def share_and_open(
+    steps: RoundSteps,
+    instruction: Signed[Instruction],
+    record: Signed[Record],
+    signatures: dict[str, str],
+    runs: SiteRuns,
+) -> None:
+    """Asks active sets, one after another, until one has answered completely; opens and publishes the sum."""
+    silent: set[str] = set()
+    for number in range(1, MAXIMUM_REQUESTS + 1):
+        request = steps.request(record, number, signatures, silent)
+        shares = await _ask_active_set(steps, instruction, record, request, runs)
+        missing = set(request.predicate.active_set) - set(shares)
+        if not missing:
+            steps.open(instruction, record, request, shares)
+            return
+        silent |= missing
+        signatures = {**signatures, **steps.read_signatures(record)}
+
+
+async def _ask_active_set(
+    steps: RoundSteps,
+    instruction: Signed[Instruction],
+    record: Signed[Record],
+    request: Signed[ShareRequest],
+    runs: SiteRuns,
+) -> dict[str, tuple[str, bytes]]:
+    chosen = set(request.predicate.active_set)
+    shares: dict[str, tuple[str, bytes]] = {}
+
+    def complete() -> bool:
+        shares.update(steps.read_shares(instruction, record, request))
+        return chosen <= set(shares)
+
+    deadline = steps.context.options.share_deadline_seconds
+    await _until_reviving(steps, complete, runs, lambda: chosen - set(shares), deadline)
+    for holder in sorted(shares):
+        steps.context.progress.emit("site-state", round=steps.round, site=holder, state="shared", code=None)
+    return shares
+
+
+@deciding("apply")
+async def apply(steps: RoundSteps) -> tuple[Signed[Opening], NDArray[np.int64], Lineage]:
+    """Recomputes the opening from what was published, takes the server step, and enters it into the study log."""
+    opened, lineage = steps.recompute()
+    return steps.log_opening(), opened, lineage
+
+
+def _everybody(steps: RoundSteps) -> list[str]:
+    return [site.name for site in steps.plan.sites if site.key_holder or site.contributor]
+
+
+def _answering_holders(steps: RoundSteps, contributed: set[str]) -> set[str]:
+    # A holder that contributed is alive; one that did not may be: it is welcome, but not waited for beyond the quorum.
+    holders = {site.name for site in steps.plan.key_holders}
+    answering = holders & contributed
+    return answering if len(answering) >= steps.plan.threshold.certificate_quorum else holders
+
+
+async def _until_reviving(
+    steps: RoundSteps,
+    done: Callable[[], bool],
+    runs: SiteRuns,
+    pending: Callable[[], set[str]],
+    deadline_seconds: float,
+) -> bool:
+    options = steps.context.options
+    end = time.monotonic() + deadline_seconds
+    while not done():
+        if time.monotonic() >= end:
+            return False
+        await runs.revive(sorted(pending()))
+        await asyncio.sleep(options.poll_interval_seconds)
+    return True

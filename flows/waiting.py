@@ -1,0 +1,70 @@
+"""Waiting for sites: poll the store until enough is there or the deadline passes; re-dispatch runs that died."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from flows.context import CoordinatorContext
+from flows.dispatch import abandon_run, dispatch, dispatch_key, run_state
+from schemas.errors import OperationError
+
+CHECK_RUNS_SECONDS = 2.0
+
+
+class SiteRuns:
+    """The flow runs that a coordinator started at the sites for one step (ceremony, round or release).
+
+    Each dispatch has a number in its idempotency key: asking again for the same number returns the same run, a run that
+    died gets the next number. What a site *signs* does not depend on it: its outbox answers once.
+    """
+
+    def __init__(self, context: CoordinatorContext, flow_name: str, number: int, parameters: dict[str, Any]) -> None:
+        self._context = context
+        self._flow = flow_name
+        self._number = number
+        self._parameters = parameters
+        self._runs: dict[str, tuple[str, int]] = {}
+        self._checked = time.monotonic()
+
+    async def start(self, sites: Iterable[str]) -> None:
+        """Starts the sites' flow runs, one after another; a site whose agent never registered is left silent."""
+        for site in sites:
+            await self._start(site, 1)
+
+    async def revive(self, sites: Iterable[str]) -> None:
+        """Starts a new run at each of `sites` whose run has ended; looks at most every `CHECK_RUNS_SECONDS`."""
+        if time.monotonic() - self._checked < CHECK_RUNS_SECONDS:
+            return
+        for site in sites:
+            if site not in self._runs:
+                await self._start(site, 1)
+                continue
+            run, number = self._runs[site]
+            if (await run_state(run)).is_final and number < self._context.options.dispatch_attempts:
+                await self._start(site, number + 1)
+        self._checked = time.monotonic()
+
+    async def abandon(self, sites: Iterable[str]) -> None:
+        """Marks the runs of sites that stayed silent as crashed, so that nobody sees them running for ever."""
+        for site in sites:
+            if site in self._runs:
+                await abandon_run(self._runs[site][0], "silent")
+
+    async def _start(self, site: str, number: int) -> None:
+        study = self._context.study
+        # A resumed coordinator must not find the finished runs of its predecessor: skip numbers that have ended.
+        while number <= self._context.options.dispatch_attempts:
+            key = dispatch_key(study, self._flow, site, round=self._number, dispatch=number)
+            name = f"{self._flow}-{self._number}-{site}"
+            try:
+                run = await dispatch(site, self._flow, self._parameters, key, run_name=name)
+            except OperationError as error:
+                if error.code != "site-not-registered":
+                    raise
+                return
+            self._runs[site] = (run, number)
+            if not (await run_state(run)).is_final:
+                return
+            number += 1
