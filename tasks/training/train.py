@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
 
 import numpy as np
@@ -57,17 +58,16 @@ def _training_sensitivity(plan: StudyPlan) -> int:
     return training_mechanism(plan).sensitivity
 
 
-def _chunks(cohort: Cohort, length: int) -> list[Cohort]:
+def _chunks(cohort: Cohort, length: int) -> Iterator[Cohort]:
     """Splits a cohort between patients, so that no chunk's row gradients take more than some 32 MB (or one patient)."""
     rows = cohort.patients.size
-    starts = np.nonzero(np.concatenate([[True], cohort.patients[1:] != cohort.patients[:-1]])[:rows])[0]
+    ends = np.nonzero(np.append(cohort.patients[1:] != cohort.patients[:-1], rows > 0))[0] + 1
     most = max(1, _CHUNK_NUMBERS // length)
-    edges = [0] if rows else []
-    for start, end in zip(starts, [*starts[1:], rows], strict=True):
-        if end - edges[-1] > most and start > edges[-1]:
-            edges.append(int(start))
-    parts = []
-    for low, high in zip(edges, [*edges[1:], rows], strict=True):
+    low = 0
+    while low < rows:
+        first = np.searchsorted(ends, low, side="right")
+        last = np.searchsorted(ends, low + most, side="right") - 1
+        high = int(ends[max(first, last)])
         patients = cohort.patients[low:high] - cohort.patients[low]
-        parts.append(Cohort(cohort.features[low:high], cohort.labels[low:high], patients, cohort.held_out[low:high]))
-    return parts
+        yield Cohort(cohort.features[low:high], cohort.labels[low:high], patients, cohort.held_out[low:high])
+        low = high
