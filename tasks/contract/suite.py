@@ -93,13 +93,22 @@ def verify_table(contract: DataContract, table: pa.Table) -> ContractVerdict:
 
 
 def describe_failures(verdict: ContractVerdict) -> tuple[str, ...]:
-    """Returns one line per rule that did not pass: the rule, its column and the remedy."""
+    """Returns one line per rule that did not pass: the rule, its column and the remedy.
+
+    Rules that failed only because an earlier one of the same subject did (a range of an absent column) are not repeated.
+    """
     failed = [r.rule for r in verdict.rules if not r.passed]
     if "cohort:rows" in failed:
-        failed = ["cohort:rows"]  # With no usable row the other rules were not checked; saying so once is clearer.
-    broken = {rule.split(":")[1] for rule in failed if rule.split(":")[0] in _GATES}
-    shown = [r for r in failed if r.split(":")[0] in (*_GATES, "cohort") or r.split(":")[1] not in broken]
-    return tuple(f"{rule} ({_REMEDIES[rule.split(':')[0]]})" for rule in shown)
+        failed = ["cohort:rows"]
+    shown: list[str] = []
+    stopped: set[str] = set()
+    for rule in failed:
+        kind, subject = rule.split(":")
+        if subject not in stopped:
+            shown.append(f"{rule} ({_REMEDIES[kind]})")
+        if kind in _GATES:
+            stopped.add(subject)
+    return tuple(shown)
 
 
 def warm_engine() -> None:
