@@ -95,7 +95,7 @@ def verify_table(contract: DataContract, table: pa.Table) -> ContractVerdict:
 def describe_failures(verdict: ContractVerdict) -> tuple[str, ...]:
     """Returns one line per rule that did not pass: the rule, its column and the remedy.
 
-    Rules that failed only because an earlier one of the same subject did (a range of an absent column) are not repeated.
+    A rule that failed only because an earlier one of its column did (a range of an absent column) is not repeated.
     """
     failed = [r.rule for r in verdict.rules if not r.passed]
     if "cohort:rows" in failed:

@@ -81,7 +81,7 @@ def test_absent_file_names_the_remedy(tmp_path):
 )
 def test_file_that_is_not_what_its_name_says_is_refused_without_quoting_it(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(SiteDataError, match="Export the table again|Convert the table") as caught:
+    with pytest.raises(SiteDataError, match=r"Export the table again|Convert the table") as caught:
         read_table(tmp_path / name, clinic_contract())
     assert caught.value.code == "data-format"
     assert "secret-row" not in str(caught.value)
