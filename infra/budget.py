@@ -9,6 +9,7 @@ from infra.plans import read_plan
 from infra.settings import load_settings
 from schemas.errors import OperationError
 from schemas.options import SiteSettings
+from tasks.identity import load_identity
 
 
 def describe_home_budget(home: Path, plan_file: Path | None, as_json: bool) -> str:
@@ -24,12 +25,11 @@ def describe_home_budget(home: Path, plan_file: Path | None, as_json: bool) -> s
     from tasks.ledger.budget import budget_state, describe_budget
     from tasks.ledger.store import LedgerStore
 
-    from tasks.identity import load_identity
-
     settings = load_settings(SiteSettings, home / "config.json")
     ledger = home / "ledger.sqlite"
     if not ledger.is_file():
         raise OperationError("no-ledger", f"{settings.name} has not been charged anything yet.", "Run its agent first.")
+
     store = LedgerStore(ledger, settings.name, load_identity(home / "identity.json").signing)
     plan = read_plan(plan_file) if plan_file is not None else None
     if not as_json:

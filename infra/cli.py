@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +57,13 @@ def _print_error(error: ConsiliumError) -> None:
 
 
 def _print_unexpected(error: Exception) -> None:
-    # The text of a foreign exception may quote data: only its type is printed.
+    # The text of a foreign exception may quote data: only its type is printed, the rest goes to a private file.
+    handle, path = tempfile.mkstemp(prefix="consilium-", suffix=".log")
+    with os.fdopen(handle, "w") as out:
+        traceback.print_exception(error, file=out)
     click.echo(f"Error: something unforeseen went wrong ({type(error).__name__}).", err=True)
-    click.echo("  Remedy: run the command again with CONSILIUM_DEBUG=1 to see where, and report it.", err=True)
+    click.echo(f"  Log: {path} (private; read it before you pass it on). CONSILIUM_DEBUG=1 shows it here.", err=True)
+    click.echo("  To act: report it to the developers.", err=True)
 
 
 class Example(click.Command):
@@ -159,9 +166,10 @@ def coordinator() -> None:
 @click.option("--home", type=FOLDER, required=True, help="The coordinator's folder.")
 def coordinator_run(home: Path) -> None:
     """Run the study of this folder to its end, or continue it where it stopped."""
+    home = _existing(home, "config.json")
     from flows.main import run_coordinator
 
-    run_coordinator(_existing(home, "config.json"))
+    run_coordinator(home)
 
 
 @main.group(short_help="What an auditor runs, offline.")
@@ -180,11 +188,12 @@ def audit() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 def audit_verify(folder: Path, keys: Path | None, as_json: bool) -> None:
     """Check every claim of an exported study. Exit code 0 only if no check failed, 15 otherwise."""
+    folder = _existing(folder)
     from tasks.audit.keys import read_public_keys
     from tasks.audit.report import render_report
     from tasks.audit.verify import verify_evidence
 
-    report = verify_evidence(_existing(folder), read_public_keys(keys) if keys else None)
+    report = verify_evidence(folder, read_public_keys(keys) if keys else None)
     if as_json:
         click.echo(report.model_dump_json(indent=2))
     else:

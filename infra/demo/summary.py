@@ -161,7 +161,10 @@ def _figures(summary: DemoSummary) -> list[tuple[str, str]]:
     sites = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "no"
     return [
         ("study", summary.study),
-        ("rounds", f"{summary.rounds} of training, {sites} hospitals in every sum, {missing} drop-outs"),
+        (
+            "rounds",
+            f"{summary.rounds} of training, {sites} hospitals in every sum, {missing} drop-out{'' if missing == 1 else 's'}",
+        ),
         (
             "released AUC",
             f"{auc.value:.3f}, 95 % interval {auc.low:.3f} to {auc.high:.3f} (noisy: this is what everybody may see)"
@@ -225,13 +228,12 @@ def _audit(workdir: Workdir) -> AuditSummary:
     from tasks.audit.verify import verify_evidence
 
     report = verify_evidence(workdir.evidence, read_public_keys(workdir.public_keys))
-    outcomes = [result.status for result in report.results]
     return AuditSummary(
         passed=report.passed,
-        checked=outcomes.count("checked"),
-        failed=outcomes.count("failed"),
-        not_applicable=outcomes.count("not applicable"),
-        failures=tuple(f"{r.number} {r.name}: {r.detail}" for r in report.results if r.status == "failed"),
+        checked=report.count("checked"),
+        failed=report.count("failed"),
+        not_applicable=report.count("not-applicable"),
+        failures=tuple(f"{r.check} {r.title}: {r.detail}" for r in report.results if r.status == "failed"),
     )
 
 

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from schemas.options import RunOptions
 from schemas.plan import StudyPlan
 
 AGENT_PROCESSES = 12
+# -P: a participant runs in its own home, and nothing that lies there may be imported.
+PROGRAM = (sys.executable, "-P", "-m", "infra.cli")
 _WATCH_SECONDS = 0.2
 _RESTARTS_PER_MINUTE = 5
 _ACTORS = {
@@ -137,14 +139,28 @@ def _memory_folder(workdir: Workdir, study: str) -> Path:
 
 
 class Parties:
-    """The processes of all sites and of the coordinator."""
+    """The processes of all sites and of the coordinator.
 
-    def __init__(self, workdir: Workdir, plan: StudyPlan, control: ControlPlane, restart: bool) -> None:
+    Args:
+        homes: Homes of the sites, grouped by the agent process that serves them.
+        restart: Start an agent again that died.
+        program: What every process runs; the command and `--home` follow.
+    """
+
+    def __init__(
+        self,
+        workdir: Workdir,
+        homes: Sequence[Sequence[Path]],
+        control: ControlPlane,
+        restart: bool,
+        program: tuple[str, ...] = PROGRAM,
+    ) -> None:
         self._workdir = workdir
         self._control = control
         self._restart = restart
+        self._program = program
         self._restarts: list[float] = []
-        self._homes = {group[0].name: group for group in _group_homes(workdir, plan)}
+        self._homes = {group[0].name: group for group in homes}
         self._agents: dict[str, ChildProcess] = {}
         self._lost: set[str] = set()
         self.coordinator: ChildProcess | None = None
@@ -197,22 +213,23 @@ class Parties:
     def _start(self, name: str, home: Path, arguments: list[str]) -> ChildProcess:
         return start_process(
             name,
-            [sys.executable, "-P", "-m", "infra.cli", *arguments],
+            [*self._program, *arguments],
             log=self._workdir.log(name),
             environment=participant_environment(home, self._control.variables(home)),
             folder=home,
         )
 
 
-def _group_homes(workdir: Workdir, plan: StudyPlan) -> list[list[Path]]:
-    homes = [workdir.site(site.name) for site in plan.sites]
+def group_homes(homes: Sequence[Path]) -> list[Sequence[Path]]:
+    """Deals homes to at most `AGENT_PROCESSES` agent processes, one each while there are few."""
     size = -(-len(homes) // AGENT_PROCESSES)
     return [homes[start : start + size] for start in range(0, len(homes), size)]
 
 
 @contextmanager
 def _running_parties(workdir: Workdir, plan: StudyPlan, control: ControlPlane, restart: bool) -> Iterator[Parties]:
-    parties = Parties(workdir, plan, control, restart)
+    homes = group_homes([workdir.site(site.name) for site in plan.sites])
+    parties = Parties(workdir, homes, control, restart)
     try:
         parties.start()
         yield parties
@@ -229,14 +246,19 @@ def _watch(workdir: Workdir, plan: StudyPlan, control: ControlPlane, parties: Pa
             view.apply(event)
         display.update(view, budget)
         if ended:
-            _verify_finished(workdir, view, coordinator.exit_code or 0)
+            verify_finished(workdir, view, coordinator.exit_code or 0)
             return
         control.verify_alive(workdir.logs)
         parties.tend(display)
         time.sleep(_WATCH_SECONDS)
 
 
-def _verify_finished(workdir: Workdir, view: StudyView, exit_code: int) -> None:
+def verify_finished(workdir: Workdir, view: StudyView, exit_code: int) -> None:
+    """Refuses a coordinator that ended before its study did.
+
+    Raises:
+        StudyStopped: with what the coordinator reported, or `coordinator-died`.
+    """
     if exit_code == 0:
         return
     resume = f"Continue with `consilium demo --workdir {workdir.root} --resume`."

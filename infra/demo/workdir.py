@@ -79,7 +79,7 @@ class Workdir:
         """
         try:
             raw = json.loads(self.state_file.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError):
             raise OperationError(
