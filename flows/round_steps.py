@@ -54,6 +54,16 @@ from tasks.rounds import (
 from tasks.server_step import ModelState, apply_step, state_digest
 from tasks.storage.mailbox import Signed, read_blob, read_signed
 
+
+class BudgetExhausted(OperationError):
+    """So many sites declined for their budget that no further round can hold: the study ends with what it has."""
+
+
+class EpochLost(OperationError):
+    """So many key holders lost their epoch secrets that a new ceremony is needed; this round is dead."""
+
+
+BUDGET_CODES = frozenset({"budget-exceeded", "study-budget-exceeded"})
 Reason = Literal["silent", "refused", "invalid"]
 
 
@@ -411,6 +421,7 @@ class RoundSteps:
     def _verify_enough(self, instruction: Signed[Instruction], answers: Answers, senders: set[str]) -> None:
         k_min = self.plan.threshold.k_min
         if len(senders) < k_min:
+            self._verify_can_go_on(instruction, answers)
             missing = [s for s in instruction.predicate.participants if s not in senders]
             raise OperationError(
                 "too-few-contributions",
@@ -418,6 +429,20 @@ class RoundSteps:
                 f"missing: {', '.join(f'{s} ({answers.state(s)})' for s in missing)}.",
                 "Start the agents of the silent sites, ask the refusing ones, and resume.",
             )
+
+    def _verify_can_go_on(self, instruction: Signed[Instruction], answers: Answers) -> None:
+        people = set(instruction.predicate.participants)
+        codes = {site: refusal.predicate.code for site, refusal in answers.refusals.items()}
+        spent = {site for site, code in codes.items() if code in BUDGET_CODES}
+        lost = {site for site, code in codes.items() if code == "epoch-lost"}
+        if len(people - spent) < self.plan.threshold.k_min:
+            raise BudgetExhausted(
+                "budget-exhausted",
+                f"Round {self.round}: the privacy budget is used up at {', '.join(sorted(spent))}.",
+                "Ask for a plan that fits the sites' budgets (consilium site budget).",
+            )
+        if len(people - lost) < self.plan.threshold.k_min:
+            raise EpochLost("epoch-lost", f"Round {self.round}: key shares are lost at {', '.join(sorted(lost))}.")
 
     def _dropped(
         self, instruction: Signed[Instruction], answers: Answers, senders: set[str]

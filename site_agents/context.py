@@ -7,20 +7,19 @@ import hmac
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.ledger.budget import register_cohort
-from tasks.ledger.store import LedgerStore
-
 from schemas.canonical import encode_parts, parse_canonical, sha256_hex
 from schemas.errors import PlanError
 from schemas.layout import approval_key, ledger_key, site_prefix
 from schemas.ledger import PlanApproved
-from schemas.messages import LogPosition
+from schemas.messages import Instruction, LogPosition
 from schemas.plan import StudyPlan
 from site_agents.compute import Compute, compute_in_child
 from site_agents.home import SiteHome
 from site_agents.keystore import Keystore
 from site_agents.outbox import Outbox
 from site_agents.policy import verify_plan_bytes
+from tasks.ledger.budget import register_cohort
+from tasks.ledger.store import LedgerStore
 from tasks.rounds import read_plan, verify_approvals
 from tasks.storage.base import Store
 from tasks.storage.folder import FolderStore
@@ -50,6 +49,10 @@ class SiteContext:
     @property
     def data(self) -> Path:
         return Path(self.home.settings.data)
+
+    def is_participant(self, instruction: Instruction) -> bool:
+        """Whether `instruction` asks this site for a contribution."""
+        return self.name in instruction.participants
 
     def publish_ledger(self) -> LogPosition:
         """Sends the ledger entries that were not sent before, as one slice; returns the ledger's position.

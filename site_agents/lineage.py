@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from schemas.errors import PeerError
 from site_agents.context import SiteContext
 from site_agents.epoch import public_epoch
 from tasks.lineage import Lineage, extend_lineage, first_lineage
@@ -10,10 +9,12 @@ from tasks.server_step import parse_state, state_bytes
 
 
 def model_before(context: SiteContext, round_: int) -> Lineage:
-    """Returns the model that this site holds before `round_`.
+    """Returns the model that this site holds before `round_`; rounds that were never opened change nothing.
+
+    A coordinator that hides an opening from one site gains nothing: the site then holds an older model and refuses.
 
     Raises:
-        PeerError: `opening-missing`, or the published opening does not verify; names the coordinator.
+        PeerError: a published opening does not verify; names who is at fault.
     """
     lineage = first_lineage(context.plan)
     start = 1
@@ -25,14 +26,9 @@ def model_before(context: SiteContext, round_: int) -> Lineage:
             break
     for number in range(start, round_):
         extended = extend_lineage(context.store, context.plan, lambda e: public_epoch(context, e), lineage, number)
-        if extended is None:
-            raise PeerError(
-                "opening-missing",
-                context.plan.coordinator.name,
-                f"round {number} was not opened before round {round_}.",
-            )
-        lineage = extended
-        remember(context, number, lineage)
+        if extended is not None:
+            lineage = extended
+            remember(context, number, lineage)
     return lineage
 
 

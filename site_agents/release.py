@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tasks.ledger.verify import verify_log
-
 from schemas.canonical import sha256_hex
 from schemas.envelope import sign_envelope
 from schemas.errors import EvidenceError, PeerError
@@ -12,6 +10,7 @@ from schemas.ledger import ModelReleased
 from schemas.messages import Checkpoint, ModelRelease, Witness
 from site_agents.context import SiteContext
 from site_agents.lineage import model_before
+from tasks.ledger.verify import verify_log
 from tasks.server_step import state_digest, weights_safetensors
 from tasks.storage.mailbox import read_signed
 
@@ -35,7 +34,7 @@ class SiteRelease:
         if release is None:
             raise PeerError("release-missing", coordinator.name, "there is no signed release.")
         given = release.predicate
-        last = given.rounds + (1 if given.evaluation is not None else 0)
+        last = self.plan.mechanism.rounds + 1 if given.evaluation is not None else given.rounds
         lineage = model_before(self.context, last + 1)
         weights = sha256_hex(weights_safetensors(self.plan, lineage.state))
         if (given.model, given.weights) != (state_digest(lineage.state), weights):

@@ -12,9 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tasks.ledger.budget import commit, reserve, would_admit
-from tasks.privacy.mechanism import mechanism_for
-from tasks.secure_sum.ceremony import EpochSecrets
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.contribute import contribute
 from tasks.secure_sum.record import find_shamir_faults, verify_record
@@ -41,6 +38,8 @@ from site_agents.context import SiteContext
 from site_agents.epoch import SiteEpoch, load_epoch
 from site_agents.lineage import model_before
 from site_agents.policy import Expected, verify_instruction, verify_record_rules, verify_request_rules
+from tasks.ledger.budget import commit, reserve, would_admit
+from tasks.privacy.mechanism import mechanism_for
 from tasks.rounds import (
     MAXIMUM_REQUESTS,
     read_contribution,
@@ -50,6 +49,7 @@ from tasks.rounds import (
     read_record_signature,
     read_request,
 )
+from tasks.secure_sum.ceremony import EpochSecrets
 from tasks.server_step import ModelState, released_weights, state_digest
 from tasks.storage.mailbox import Signed, read_blob, read_signed
 
@@ -79,6 +79,10 @@ class SiteRound:
     def refused(self) -> bool:
         """Whether this site refused this attempt."""
         return self.context.outbox.stored(self._mine("refusal.json")) is not None
+
+    def read(self) -> None:
+        """Reads the instruction and its epoch: signed by the plan's coordinator, and of a ceremony that all signed."""
+        _ = self.instruction, self.epoch
 
     def verify(self) -> None:
         """Checks the instruction: signature, plan, epoch, model lineage, replay, and that the budget would admit it.
@@ -306,6 +310,27 @@ class SiteRound:
                 self._answer(request, self.epoch.secrets)
                 answered += 1
         return answered
+
+    @property
+    def collected(self) -> bool:
+        """Whether the coordinator has closed the collection of this attempt."""
+        key = attempt_key(self.plan.study, self.round, self.attempt, None, "collected.json")
+        return self.context.store.exists(key)
+
+    @property
+    def proposed(self) -> bool:
+        """Whether the coordinator has proposed a record."""
+        return read_record(self.context.store, self.plan, self.round) is not None
+
+    @property
+    def requests(self) -> int:
+        """How many share requests there are."""
+        number = 0
+        while number < MAXIMUM_REQUESTS and self.context.store.exists(
+            round_key(self.plan.study, self.round, None, f"request-{number + 1}.json")
+        ):
+            number += 1
+        return number
 
     @property
     def opened(self) -> bool:

@@ -1,0 +1,83 @@
+"""Figures of a round and of a study, from published messages only: cumulative epsilon per site, bytes, times."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from flows.context import CoordinatorContext
+from schemas.errors import EvidenceError
+from schemas.layout import attempt_key, ledger_key, round_key
+from schemas.ledger import LedgerEntry, PrivacyEvent, PrivacyReserved, SumOpened
+from schemas.messages import EpsilonReport, Record
+from tasks.ledger.chain import read_entry
+from tasks.privacy.accounting import epsilon_report
+from tasks.storage.mailbox import Signed
+
+
+def published_entries(context: CoordinatorContext, site: str) -> list[LedgerEntry]:
+    """Returns the entries about this study that `site` has published so far, each with a verified signature."""
+    entries: list[LedgerEntry] = []
+    prefix = ledger_key(context.study, site, False, "entries-")
+    key_hex = context.plan.site(site).identity_key
+    for key in context.store.list(prefix.rsplit("/", 1)[0]):
+        if not key.startswith(prefix):
+            continue
+        for line in (context.store.get(key) or b"").splitlines():
+            study, entry = read_entry(line, site, key_hex)
+            if study == context.study:
+                entries.append(entry)
+    return entries
+
+
+def epsilon_of_sites(context: CoordinatorContext, data: str) -> tuple[EpsilonReport, ...]:
+    """Returns the cumulative cost per site of one data part (``training`` or ``held-out``), in name order.
+
+    A site whose published ledger does not verify has no report; the audit will name it.
+    """
+    reports: list[EpsilonReport] = []
+    for site in context.plan.contributors:
+        try:
+            entries = published_entries(context, site.name)
+        except EvidenceError:
+            continue
+        events: list[PrivacyEvent] = [
+            entry.body.event
+            for entry in entries
+            if isinstance(entry.body, PrivacyReserved) and entry.body.event.data == data
+        ]
+        if events:
+            reports.append(epsilon_report(context.plan, site.name, events))
+    return tuple(reports)
+
+
+def opened_at_ms(context: CoordinatorContext, round_: int) -> int:
+    """Returns when the round's opening entered the study log, in unix milliseconds; the same after a resume."""
+    for entry in context.log.find(context.study, "sum-opened"):
+        if isinstance(entry.body, SumOpened) and entry.body.round == round_:
+            return int(datetime.fromisoformat(entry.time).timestamp() * 1000)
+    return 0
+
+
+def bytes_up(context: CoordinatorContext, round_: int) -> int:
+    """Returns the bytes that all sites wrote to the store for a round."""
+    total = 0
+    for site in context.plan.sites:
+        folder = round_key(context.study, round_, site.name, "x").rsplit("/", 1)[0]
+        total += sum(context.store.size(key) for key in context.store.list(folder))
+    return total
+
+
+def bytes_down(context: CoordinatorContext, record: Signed[Record]) -> int:
+    """Returns the bytes that all sites read for a round: every key ciphertext, the sealed shares addressed to them, the
+    published sums and shares, the coordinator's messages."""
+    store, plan, asked = context.store, context.plan, record.predicate
+    folder = round_key(context.study, asked.round, None, "x").rsplit("/", 1)[0]
+    published = sum(store.size(key) for key in store.list(folder)) * len(plan.sites)
+    senders = [sender for sender, _ in asked.contributions]
+
+    def size(sender: str, item: str) -> int:
+        return store.size(attempt_key(context.study, asked.round, asked.attempt, sender, item))
+
+    keys = sum(size(sender, "key.bin") for sender in senders) * len(plan.key_holders)
+    sealed = sum(size(s, f"shamir-{h.name}.bin") for s in senders for h in plan.key_holders)
+    return published + keys + sealed

@@ -1,0 +1,173 @@
+"""The release: study log entry, checkpoint, witnesses, MLflow, evidence; in this order, each step repeatable."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow
+from tasks.audit.export import export_evidence
+
+from flows.context import CoordinatorContext
+from flows.figures import epsilon_of_sites
+from flows.round import RoundOutcome
+from flows.tasks import deciding, recording, waiting
+from flows.tracking import Tracker
+from flows.waiting import SiteRuns
+from schemas.canonical import sha256_hex
+from schemas.envelope import sign_envelope
+from schemas.errors import PeerError
+from schemas.layout import ledger_key, release_key
+from schemas.ledger import ModelReleased
+from schemas.messages import Checkpoint, LogPosition, ModelRelease
+from tasks.lineage import Lineage
+from tasks.metrics import EvaluationMetrics, derive_noise_sigma, evaluate_histogram
+from tasks.privacy.mechanism import evaluation_mechanism
+from tasks.server_step import state_digest, weights_safetensors
+from tasks.storage.mailbox import Signed, read_signed
+
+
+@dataclass(frozen=True)
+class Released:
+    """What the release produced."""
+
+    release: Signed[ModelRelease]
+    metrics: EvaluationMetrics | None
+    version: str
+    evidence: Path
+
+
+def released_metrics(context: CoordinatorContext, evaluation: RoundOutcome | None) -> EvaluationMetrics | None:
+    """Returns the metrics of the opened histogram, or None if no evaluation was opened."""
+    if evaluation is None:
+        return None
+    counts = evaluation_mechanism(context.plan).decode(evaluation.opened)
+    sigma = derive_noise_sigma(context.plan, len(evaluation.record.predicate.contributions))
+    return evaluate_histogram(counts, sigma)
+
+
+async def run_release(
+    context: CoordinatorContext,
+    tracker: Tracker,
+    lineage: Lineage,
+    rounds: int,
+    evaluation: RoundOutcome | None,
+    reason: str,
+) -> Released:
+    """Releases the model of `lineage` as a candidate.
+
+    Args:
+        rounds: Last training round number.
+        reason: Empty if every planned round was opened; else why the study ended before.
+    """
+
+    @flow(name="release", flow_run_name="release", retries=0, persist_result=False)
+    async def release_flow() -> Released:
+        metrics = released_metrics(context, evaluation)
+        release = await enter_release(context, lineage, rounds, evaluation, metrics, reason)
+        await publish_checkpoint(context, release)
+        await collect_witnesses(context)
+        version = await register_model(context, tracker, release, metrics)
+        evidence = await export(context)
+        return Released(release, metrics, version, evidence)
+
+    return await release_flow()
+
+
+@deciding("enter-release")
+async def enter_release(
+    context: CoordinatorContext,
+    lineage: Lineage,
+    rounds: int,
+    evaluation: RoundOutcome | None,
+    metrics: EvaluationMetrics | None,
+    reason: str,
+) -> Signed[ModelRelease]:
+    """Signs the release and enters it into the study log."""
+    weights = weights_safetensors(context.plan, lineage.state)
+    context.store.put(release_key(context.study, "weights.safetensors"), weights)
+    key = release_key(context.study, "release.json")
+    if not context.store.exists(key):
+        message = ModelRelease(
+            rounds=rounds,
+            model=state_digest(lineage.state),
+            weights=sha256_hex(weights),
+            evaluation=evaluation.opening.digest if evaluation is not None else None,
+            metrics=metrics.summary() if metrics is not None else (),
+            epsilon=epsilon_of_sites(context, "training"),
+            evaluation_epsilon=epsilon_of_sites(context, "held-out"),
+            complete=not reason,
+            reason=reason[:200],
+        )
+        context.store.put(key, sign_envelope(message, context.study, context.identity.signing))
+    coordinator = context.plan.coordinator
+    found = read_signed(context.store, key, ModelRelease, context.study, coordinator.identity_key, coordinator.name)
+    assert found is not None
+    context.log.append_once(context.study, ModelReleased(release=found.predicate))
+    return found
+
+
+@deciding("checkpoint")
+async def publish_checkpoint(context: CoordinatorContext, release: Signed[ModelRelease]) -> None:
+    """Publishes the study log and a signed checkpoint over it; nothing is entered afterwards."""
+    name = context.plan.coordinator.name
+    entries = b"".join(entry + b"\n" for entry in context.log.entries())
+    context.store.put(ledger_key(context.study, name, True, "entries-000000.jsonl"), entries)
+    context.store.put(
+        ledger_key(context.study, name, True, "checkpoint.json"), context.log.sign_checkpoint(context.study)
+    )
+
+
+@waiting("collect-witnesses")
+async def collect_witnesses(context: CoordinatorContext) -> None:
+    """Asks every site to verify the release, publish its ledger's checkpoint and witness everybody's."""
+    runs = SiteRuns(context, "site-release", 1, {"study": context.study})
+    sites = [site.name for site in context.plan.sites]
+    await runs.start(sites)
+    end = time.monotonic() + context.options.release_deadline_seconds
+
+    def missing() -> list[str]:
+        return [s for s in sites if not context.store.exists(ledger_key(context.study, s, False, "witness.json"))]
+
+    while (silent := missing()) and time.monotonic() < end:
+        await runs.revive(silent)
+        await asyncio.sleep(context.options.poll_interval_seconds)
+    for site in silent:
+        context.progress.emit("site-state", round=0, site=site, state="silent", code=None)
+    await runs.abandon(silent)
+
+
+@recording("register-model")
+async def register_model(
+    context: CoordinatorContext, tracker: Tracker, release: Signed[ModelRelease], metrics: EvaluationMetrics | None
+) -> str:
+    """Registers the model in MLflow, tags it with the checkpointed ledger roots and points `candidate` at it."""
+    version = tracker.release(release, metrics, checkpointed_positions(context))
+    context.progress.emit("released", model_version=version, weights=release.predicate.weights)
+    return version
+
+
+@deciding("export-evidence")
+async def export(context: CoordinatorContext) -> Path:
+    """Copies everything that was published into the evidence folder, with a signed manifest."""
+    folder = export_evidence(context.store, context.plan, context.home / "evidence", context.identity.signing)
+    context.progress.emit("evidence-exported", path=str(folder))
+    return folder
+
+
+def checkpointed_positions(context: CoordinatorContext) -> dict[str, LogPosition]:
+    """Returns log owner -> position of its published checkpoint, where it verifies."""
+    plan, positions = context.plan, dict[str, LogPosition]()
+    owners = [(plan.coordinator.name, plan.coordinator.identity_key, True)]
+    owners += [(site.name, site.identity_key, False) for site in plan.sites]
+    for name, key_hex, coordinator in owners:
+        key = ledger_key(context.study, name, coordinator, "checkpoint.json")
+        try:
+            found = read_signed(context.store, key, Checkpoint, context.study, key_hex, name)
+        except PeerError:
+            continue
+        if found is not None:
+            positions[name] = found.predicate.position
+    return positions

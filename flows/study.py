@@ -1,0 +1,173 @@
+"""A study: key ceremony, rounds, evaluation, release. Running it again continues where the store says it stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+
+from prefect import flow
+
+from flows.ceremony import run_ceremony
+from flows.context import CoordinatorContext
+from flows.release import Released, released_metrics, run_release
+from flows.round import RoundOutcome, run_round
+from flows.round_steps import BudgetExhausted, EpochLost
+from flows.tasks import recording
+from flows.tracking import Tracker
+from schemas.errors import BudgetError
+from schemas.messages import EpsilonReport
+from tasks.lineage import Lineage, first_lineage
+from tasks.metrics import EvaluationMetrics
+from tasks.rounds import read_instruction, read_opening
+from tasks.secure_sum.ceremony import EpochPublic
+from tasks.tracking.release import model_name
+
+
+@dataclass
+class StudyState:
+    """Where a study stands; everything in it is recomputed from the store when it runs again."""
+
+    public: EpochPublic
+    lineage: Lineage
+    rounds: int = 0
+    evaluation: RoundOutcome | None = None
+    reason: str = ""
+    outcomes: list[RoundOutcome] = field(default_factory=list)
+
+
+async def run_study(context: CoordinatorContext) -> Released:
+    """Runs the whole study of `context` and returns its release.
+
+    Raises:
+        ConsiliumError: what stopped it; nothing is lost, running it again continues.
+    """
+
+    @flow(name="study", flow_run_name=f"study-{context.study[:12]}", retries=0, persist_result=False)
+    async def study_flow() -> Released:
+        started = time.monotonic()
+        plan = context.plan
+        context.progress.emit(
+            "study-started", study=context.study, rounds=plan.mechanism.rounds, sites=[s.name for s in plan.sites]
+        )
+        state = StudyState(await run_ceremony(context), first_lineage(plan))
+        tracker = Tracker(context)
+        await _train(context, state, tracker)
+        metrics = await _evaluate(context, state, tracker)
+        released = await run_release(context, tracker, state.lineage, state.rounds, state.evaluation, state.reason)
+        _write_summary(context, state, released, metrics, time.monotonic() - started)
+        context.progress.emit("study-done", complete=not state.reason, reason=state.reason)
+        return released
+
+    return await study_flow()
+
+
+async def _train(context: CoordinatorContext, state: StudyState, tracker: Tracker) -> None:
+    for round_ in range(1, context.plan.mechanism.rounds + 1):
+        if _is_dead(context, state, round_):
+            continue
+        before = state.lineage
+        try:
+            outcome = await _next_round(context, state, round_, "train")
+        except BudgetExhausted as error:
+            if state.rounds == 0:
+                raise BudgetError(error.code, error.message, error.remedy) from None
+            state.reason = error.message
+            return
+        if outcome is None:
+            continue
+        state.lineage, state.rounds = outcome.lineage, round_
+        await record(tracker, outcome, before, None)
+
+
+async def _evaluate(context: CoordinatorContext, state: StudyState, tracker: Tracker) -> EvaluationMetrics | None:
+    if state.rounds < context.plan.mechanism.rounds and not state.reason:
+        state.reason = "the last training rounds were lost with their key ceremony"
+    try:
+        outcome = await _next_round(context, state, context.plan.mechanism.rounds + 1, "evaluate")
+    except BudgetExhausted as error:
+        state.reason = state.reason or error.message
+        return None
+    if outcome is None:
+        return None
+    state.evaluation = outcome
+    metrics = released_metrics(context, outcome)
+    await record(tracker, outcome, state.lineage, metrics)
+    if metrics is not None:
+        auc = metrics.auc
+        context.progress.emit("evaluation-done", auc=auc.value, low=auc.low, high=auc.high)
+    return metrics
+
+
+async def _next_round(context: CoordinatorContext, state: StudyState, round_: int, kind: str) -> RoundOutcome | None:
+    """Runs one round; None if it died with its key ceremony (a new one has been held then)."""
+    if _rounds_in_epoch(context, state.public.epoch, round_) >= context.plan.rounds_per_epoch:
+        state.public = await run_ceremony(context, after=state.public.epoch)
+    context.progress.emit("round-started", round=round_, kind=kind)
+    try:
+        outcome = await run_round(
+            context, state.public, state.lineage, round_, "train" if kind == "train" else "evaluate"
+        )
+    except EpochLost:
+        state.public = await run_ceremony(context, after=state.public.epoch)
+        return None
+    state.outcomes.append(outcome)
+    return outcome
+
+
+@recording("record")
+async def record(tracker: Tracker, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> None:
+    """Records the round in MLflow."""
+    tracker.round(outcome, before, metrics)
+
+
+def _is_dead(context: CoordinatorContext, state: StudyState, round_: int) -> bool:
+    """A round that was open when a newer ceremony began is dead: charged, and never opened."""
+    instruction = read_instruction(context.store, context.plan, round_, 1)
+    if instruction is None or read_opening(context.store, context.plan, round_) is not None:
+        return False
+    return instruction.predicate.epoch < state.public.epoch
+
+
+def _rounds_in_epoch(context: CoordinatorContext, epoch: int, before: int) -> int:
+    found = [read_instruction(context.store, context.plan, number, 1) for number in range(1, before)]
+    return sum(1 for instruction in found if instruction is not None and instruction.predicate.epoch == epoch)
+
+
+def _epsilon(reports: tuple[EpsilonReport, ...]) -> dict[str, dict[str, str]]:
+    return {r.site: {"collusion": r.collusion, "outsider": r.outsider, "fallback": r.fallback} for r in reports}
+
+
+def _write_summary(
+    context: CoordinatorContext,
+    state: StudyState,
+    released: Released,
+    metrics: EvaluationMetrics | None,
+    seconds: float,
+) -> None:
+    """Writes summary.json: released figures only, for the command line and other programs."""
+    rounds = {str(o.record.predicate.round): o.record.predicate for o in state.outcomes}
+    events = [json.loads(line) for line in (context.home / "events.jsonl").read_text().splitlines()]
+    traffic = {e["round"]: (e["bytes_up"], e["bytes_down"]) for e in events if e["event"] == "round-done"}
+    content = {
+        "study": context.study,
+        "title": context.plan.title,
+        "complete": not state.reason,
+        "reason": state.reason,
+        "rounds": state.rounds,
+        "participants": {r: [site for site, _ in record.contributions] for r, record in rounds.items()},
+        "dropped": {r: [list(pair) for pair in record.dropped] for r, record in rounds.items()},
+        "evaluation": None
+        if metrics is None
+        else {"auc": metrics.auc.value, "low": metrics.auc.low, "high": metrics.auc.high},
+        "epsilon": _epsilon(released.release.predicate.epsilon),
+        "evaluation_epsilon": _epsilon(released.release.predicate.evaluation_epsilon),
+        "bytes_up": sum(up for up, _ in traffic.values()),
+        "bytes_down": sum(down for _, down in traffic.values()),
+        "seconds": round(seconds, 1),
+        "model_version": f"{model_name(context.plan)}/{released.version}",
+        "weights": f"coordinator/{context.study}/release/weights.safetensors",
+        "evidence": "evidence",
+        "experiment": context.study,
+    }
+    (context.home / "summary.json").write_text(json.dumps(content, indent=2) + "\n")

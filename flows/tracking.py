@@ -1,0 +1,106 @@
+"""The study's review view: what the flows tell MLflow, once per round and once per release."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from flows.context import CoordinatorContext
+from flows.figures import bytes_down, bytes_up, epsilon_of_sites, opened_at_ms
+from flows.round import RoundOutcome
+from schemas.messages import EpsilonReport, LogPosition, ModelRelease
+from tasks.lineage import Lineage
+from tasks.metrics import EvaluationMetrics
+from tasks.server_step import weights_safetensors
+from tasks.storage.mailbox import Signed
+from tasks.tracking.plots import EpsilonAtRound
+from tasks.tracking.release import record_release, release_tags, tag_release
+from tasks.tracking.rounds import RoundFacts, derive_round_metrics, record_round
+from tasks.tracking.study import close_study, describe_software, open_study
+from tasks.tracking.target import TrackingTarget
+
+
+class Tracker:
+    """Writes one study to MLflow; every method may be repeated."""
+
+    def __init__(self, context: CoordinatorContext) -> None:
+        self._context = context
+        self._target = TrackingTarget(context.settings.mlflow_uri, context.settings.artifacts)
+        self._run = open_study(self._target, context.plan, describe_software())
+        self._history: list[EpsilonAtRound] = []
+
+    def round(
+        self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None
+    ) -> tuple[EpsilonReport, ...]:
+        """Records an opened round; returns the cumulative epsilon per site of the data part it touched."""
+        context, record = self._context, outcome.record.predicate
+        kind: Literal["train", "evaluate"] = outcome.instruction.predicate.kind
+        reports = epsilon_of_sites(context, "training" if kind == "train" else "held-out")
+        if kind == "train":
+            self._history.append(_at_round(record.round, reports))
+            figures = derive_round_metrics(context.plan, before.state, outcome.lineage.state, outcome.opened)
+        else:
+            figures = {n: float(v) for n, v in metrics.summary()} if metrics is not None else {}
+        facts = RoundFacts(
+            round=record.round,
+            kind=kind,
+            participants=tuple(site for site, _ in record.contributions),
+            dropped=tuple((site, str(reason)) for site, reason in record.dropped),
+            metrics=figures,
+            epsilon=reports,
+            bytes_up=bytes_up(context, record.round),
+            bytes_down=bytes_down(context, outcome.record),
+            seconds=outcome.seconds,
+            model=outcome.opening.predicate.model,
+            messages={
+                "instruction.json": outcome.instruction.data,
+                "record.json": outcome.record.data,
+                "opening.json": outcome.opening.data,
+            },
+            finished_at_ms=opened_at_ms(context, record.round),
+        )
+        weights = weights_safetensors(context.plan, outcome.lineage.state) if kind == "train" else None
+        record_round(self._target, self._run, context.plan, facts, weights)
+        context.progress.emit(
+            "round-done",
+            round=record.round,
+            kind=kind,
+            participants=list(facts.participants),
+            dropped=[list(pair) for pair in facts.dropped],
+            seconds=round(sum(outcome.seconds.values()), 3),
+            steps=outcome.seconds,
+            epsilon_collusion={r.site: r.collusion for r in reports},
+            epsilon_outsider={r.site: r.outsider for r in reports},
+            bytes_up=facts.bytes_up,
+            bytes_down=facts.bytes_down,
+        )
+        return reports
+
+    def release(
+        self,
+        release: Signed[ModelRelease],
+        metrics: EvaluationMetrics | None,
+        positions: dict[str, LogPosition],
+    ) -> str:
+        """Registers the released model, tags it, sets the alias and closes the parent run; returns name and version."""
+        context, given = self._context, release.predicate
+        weights = context.store.get(f"coordinator/{context.study}/release/weights.safetensors")
+        assert weights is not None
+        version = record_release(
+            self._target,
+            self._run,
+            context.plan,
+            weights,
+            given,
+            metrics,
+            self._history,
+            {"release.json": release.data},
+        )
+        tag_release(self._target, context.plan, version, release_tags(context.plan, given, positions, release.digest))
+        close_study(self._target, self._run, given.complete, given.reason)
+        return version
+
+
+def _at_round(round_: int, reports: tuple[EpsilonReport, ...]) -> EpsilonAtRound:
+    return EpsilonAtRound(
+        round_, {r.site: float(r.collusion) for r in reports}, {r.site: float(r.outsider) for r in reports}
+    )

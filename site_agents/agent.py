@@ -1,0 +1,50 @@
+"""The site agent's process: lock the home, warm up the heavy libraries, and serve the site's flows until stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from schemas.ledger import NO_STUDY, Refused
+from site_agents.compute import warm_up
+from site_agents.home import SiteHome, exclusive, open_home
+from tasks.ledger.store import LedgerStore
+
+_log = logging.getLogger("consilium.site")
+
+
+def run_site_agent(folder: Path) -> None:
+    """Serves the site whose home is `folder` until SIGTERM.
+
+    The environment must name the Prefect server (`PREFECT_API_URL`) before this is called.
+
+    Raises:
+        OperationError: `agent-running`, `settings-unreadable`, `identity-unreadable`, `work-pool-missing`, ….
+    """
+    home = open_home(folder)
+    with exclusive(home):
+        warm_up()
+        from tasks.contract.suite import warm_engine
+
+        warm_engine()
+        asyncio.run(_serve(home))
+
+
+async def _serve(home: SiteHome) -> None:
+    from site_agents.flows import site_flows
+    from site_agents.worker import run_agent
+
+    def on_refusal(code: str, flow_run_id: str) -> None:
+        # A run that the worker would not even start: the server asked for something that is not installed here.
+        _log.warning("refused run %s: %s", flow_run_id, code)
+        ledger = LedgerStore(home.ledger_path, home.settings.name, home.identity.signing)
+        ledger.append(NO_STUDY, Refused(instruction="0" * 64, code=code))
+        ledger.close()
+
+    await run_agent(
+        home.settings.name,
+        site_flows(home.folder),
+        on_refusal=on_refusal,
+        poll_seconds=home.settings.options.poll_interval_seconds,
+    )

@@ -1,0 +1,209 @@
+"""The handful of flows that a hospital agrees to run: ceremony, round, release. Nothing else can be started here.
+
+Each step is a Prefect task of the site's own flow run, so that a person sees it. Policy: no retries and no caching (a
+retry re-runs a body; the outbox is what answers again), no persisted results (Prefect would pickle them), errors leave
+as codes only (`site_agents.worker.coded`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.canonical import Digest
+from schemas.contract import ContractVerdict
+from schemas.errors import ConsiliumError, OperationError
+from schemas.options import RunOptions
+from site_agents.ceremony import STEPS, SiteCeremony
+from site_agents.context import SiteContext, open_context
+from site_agents.home import open_home
+from site_agents.release import SiteRelease
+from site_agents.round import SiteRound
+from site_agents.run_states import coded, refused_state
+from site_agents.worker import AgentFlow
+
+T = TypeVar("T")
+
+_BUSY: dict[str, threading.Lock] = {}
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CeremonyParameters(_Parameters):
+    """Parameters of ``site-ceremony``."""
+
+    study: Digest
+    epoch: int = Field(ge=1, le=999)
+
+
+class RoundParameters(_Parameters):
+    """Parameters of ``site-round``."""
+
+    study: Digest
+    round: int = Field(ge=1, le=10_001)
+    attempt: int = Field(ge=1, le=16)
+
+
+class ReleaseParameters(_Parameters):
+    """Parameters of ``site-release``."""
+
+    study: Digest
+
+
+async def step(name: str, body: Callable[[], T]) -> T:
+    """Runs `body` as a task run of the current flow run.
+
+    Prefect sees a name and a final state with a code. The result and the error pass beside it: they may hold what must
+    not leave the site.
+
+    Raises:
+        ConsiliumError: what `body` raised; `internal-error` for anything that is not ours.
+    """
+    results: list[T] = []
+    errors: list[ConsiliumError] = []
+
+    async def run() -> None:
+        try:
+            results.append(body())
+        except ConsiliumError as error:
+            errors.append(error)
+            raise
+
+    await task(name=name, retries=0, cache_policy=NO_CACHE, persist_result=False)(coded(run))(return_state=True)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise OperationError("internal-error", f"The step {name} failed.", "See the agent's log.")
+    return results[0]
+
+
+def site_flows(folder: Path) -> dict[str, AgentFlow]:
+    """Returns the flows of the site whose home is `folder`, by name."""
+
+    @flow(name="site-ceremony", retries=0, persist_result=False)
+    async def site_ceremony(study: str, epoch: int) -> Any:
+        with _one_at_a_time(folder, study):
+            return await _ceremony(_open(folder, study), epoch)
+
+    @flow(name="site-round", retries=0, persist_result=False)
+    async def site_round(study: str, round: int, attempt: int) -> Any:
+        with _one_at_a_time(folder, study):
+            return await _round(_open(folder, study), round, attempt)
+
+    @flow(name="site-release", retries=0, persist_result=False)
+    async def site_release(study: str) -> Any:
+        with _one_at_a_time(folder, study):
+            return await _release(_open(folder, study))
+
+    return {
+        "site-ceremony": AgentFlow(site_ceremony, CeremonyParameters),
+        "site-round": AgentFlow(site_round, RoundParameters),
+        "site-release": AgentFlow(site_release, ReleaseParameters),
+    }
+
+
+async def _ceremony(context: SiteContext, epoch: int) -> Any:
+    ceremony = SiteCeremony(context, epoch)
+    options = context.home.settings.options
+    await step("verify", ceremony.verify)
+    if not ceremony.finished:
+        for name, before, body in STEPS:
+            if before is not None:
+                await _wait(lambda phase=before: ceremony.ready(phase), options.ceremony_deadline_seconds, options)  # type: ignore[misc]
+            await step(name, lambda body=body: body(ceremony))  # type: ignore[misc]
+    await _wait(lambda: ceremony.ready("transcript"), options.ceremony_deadline_seconds, options)
+    await step("confirm", ceremony.confirm)
+    return None
+
+
+async def _round(context: SiteContext, round_: int, attempt: int) -> Any:
+    work = SiteRound(context, round_, attempt)
+    options = context.home.settings.options
+    try:
+        await step("verify", work.read)
+    except ConsiliumError as error:
+        # Not the coordinator's instruction, or no epoch to answer in: say so, and take no part in the round.
+        await step("refuse", lambda: work.refuse(error))
+        return refused_state(error.code)
+    if context.is_participant(work.instruction.predicate):
+        await _contribute(work)
+    if work.epoch.secrets is None:
+        return None
+    deadline = options.contribute_deadline_seconds + options.certify_deadline_seconds
+    await _wait(lambda: work.collected or work.proposed, deadline, options)
+    if not work.proposed:
+        await step("check-shares", work.check_shares)
+    await _wait(lambda: work.proposed, options.certify_deadline_seconds, options)
+    await step("certify", work.certify)
+    await _wait_and_share(work, options)
+    return None
+
+
+async def _contribute(work: SiteRound) -> None:
+    if work.decided:
+        await step("resend", work.resend)
+        return
+    verdict: ContractVerdict | None = None
+    try:
+        await step("admit", work.verify)
+        verdict = await step("validate", work.validate)
+        await step("reserve", work.reserve)
+        values = await step("train", work.train)
+        await step("encrypt", lambda: work.encrypt(values, verdict))
+    except ConsiliumError:
+        # The refusal is the state of the contribution; the same run stays to certify and share.
+        await step("refuse", lambda: work.refuse(error, verdict))
+        return
+    await step("upload", work.upload)
+
+
+async def _wait_and_share(work: SiteRound, options: RunOptions) -> None:
+    end = time.monotonic() + options.opening_deadline_seconds
+    answered = 0
+    while not work.opened and time.monotonic() < end:
+        if work.requests > answered:
+            answered = work.requests
+            await step("share", work.share)
+        await asyncio.sleep(options.poll_interval_seconds)
+
+
+async def _release(context: SiteContext) -> Any:
+    release = SiteRelease(context)
+    options = context.home.settings.options
+    await step("verify", release.verify)
+    await step("checkpoint", release.publish_checkpoint)
+    await _wait(lambda: not release.missing_checkpoints(), options.release_deadline_seconds / 2, options, strict=False)
+    await step("witness", release.witness)
+    return None
+
+
+def _open(folder: Path, study: str) -> SiteContext:
+    return open_context(open_home(folder), study)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path, study: str) -> Iterator[None]:
+    """Lets one flow run of a study work at a site; a second one waits, then finds what the first decided."""
+    with _BUSY.setdefault(f"{folder}\0{study}", threading.Lock()):
+        yield
+
+
+async def _wait(done: Callable[[], bool], deadline_seconds: float, options: RunOptions, strict: bool = True) -> None:
+    end = time.monotonic() + deadline_seconds
+    while not done():
+        if time.monotonic() >= end:
+            if strict:
+                raise OperationError("deadline", "The others did not answer in time.", "The coordinator resumes.")
+            return
+        await asyncio.sleep(options.poll_interval_seconds)
