@@ -161,10 +161,7 @@ def _figures(summary: DemoSummary) -> list[tuple[str, str]]:
     sites = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "no"
     return [
         ("study", summary.study),
-        (
-            "rounds",
-            f"{summary.rounds} of training, {sites} hospitals in every sum, {missing} drop-out{'' if missing == 1 else 's'}",
-        ),
+        ("rounds", f"{summary.rounds} of training, {sites} hospitals in every sum, drop-outs: {missing}"),
         (
             "released AUC",
             f"{auc.value:.3f}, 95 % interval {auc.low:.3f} to {auc.high:.3f} (noisy: this is what everybody may see)"

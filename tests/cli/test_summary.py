@@ -64,7 +64,7 @@ def test_figures_that_only_a_demo_can_know_are_labelled() -> None:
 
 def test_the_summary_shows_rounds_drop_outs_epsilon_bytes_and_where_to_look() -> None:
     text = shown(SUMMARY)
-    assert "10 of training, 1 to 2 hospitals in every sum, 1 drop-out" in text
+    assert "10 of training, 1 to 2 hospitals in every sum, drop-outs: 1" in text
     assert "2.995 of 3 under collusion, 1.770 against outsiders" in text
     assert "12.3 MB up, 1.0 kB down" in text
     assert "Audit verified: 14 checked, 0 failed, 1 not applicable" in text
