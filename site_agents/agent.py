@@ -33,6 +33,7 @@ def run_site_agent(folder: Path) -> None:
 
 async def _serve(home: SiteHome) -> None:
     from site_agents.flows import site_flows
+    from site_agents.leftovers import close_leftover_runs
     from site_agents.worker import run_agent
 
     def on_refusal(code: str, flow_run_id: str) -> None:
@@ -42,6 +43,7 @@ async def _serve(home: SiteHome) -> None:
         ledger.append(NO_STUDY, Refused(instruction="0" * 64, code=code))
         ledger.close()
 
+    await close_leftover_runs(home.settings.name)
     await run_agent(
         home.settings.name,
         site_flows(home.folder),

@@ -133,9 +133,10 @@ async def _round(context: SiteContext, round_: int, attempt: int) -> Any:
     try:
         await step("verify", work.read)
     except ConsiliumError as error:
+        refusal = error
         # Not the coordinator's instruction, or no epoch to answer in: say so, and take no part in the round.
-        await step("refuse", lambda: work.refuse(error))
-        return refused_state(error.code)
+        await step("refuse", lambda: work.refuse(refusal))
+        return refused_state(refusal.code)
     if context.is_participant(work.instruction.predicate):
         await _contribute(work)
     if work.epoch.secrets is None:
@@ -161,9 +162,10 @@ async def _contribute(work: SiteRound) -> None:
         await step("reserve", work.reserve)
         values = await step("train", work.train)
         await step("encrypt", lambda: work.encrypt(values, verdict))
-    except ConsiliumError:
+    except ConsiliumError as error:
+        refusal = error
         # The refusal is the state of the contribution; the same run stays to certify and share.
-        await step("refuse", lambda: work.refuse(error, verdict))
+        await step("refuse", lambda: work.refuse(refusal, verdict))
         return
     await step("upload", work.upload)
 
