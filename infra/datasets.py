@@ -62,7 +62,7 @@ class _Tuned:
 
 
 _TUNED = {
-    "breast-cancer": _Tuned("1", "4", "0.5", "0", 450),
+    "breast-cancer": _Tuned("1", "2", "0.5", "0", 450),
     "uci-heart": _Tuned("1", "4", "0.5", "0", 740),
 }
 _SCALE_BITS = 16

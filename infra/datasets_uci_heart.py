@@ -25,7 +25,10 @@ _HOSPITALS = {
     "switzerland": ("switzerland", "834a405ccf5b66ab4056bb77794adc8df0b7125186454c0a1d002d33c6c3b314"),
     "va-long-beach": ("va", "e7c93d8d0d2acdadfa4c5e8de768e2191e7f618b952e29623f1f0d5949ff6b8f"),
 }
-_FIELDS = "age sex cp trestbps chol fbs restecg thalach exang oldpeak slope ca thal num".split()
+_FIELDS = (
+    *("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg"),
+    *("thalach", "exang", "oldpeak", "slope", "ca", "thal", "num"),
+)
 _CODES = {
     "cp": {1: "typical", 2: "atypical", 3: "non-anginal", 4: "asymptomatic"},
     "restecg": {0: "normal", 1: "st-t", 2: "hypertrophy"},
