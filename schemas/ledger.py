@@ -21,12 +21,14 @@ NO_STUDY = "0" * 64
 class GaussianEvent(Strict):
     """One execution of an integer Gaussian mechanism on a clipped sum; what a stranger needs to recompute epsilon.
 
+    `tasks.privacy.accounting.verify_event` refuses figures that contradict each other.
+
     Attributes:
         data: Which disjoint part of the data source was touched; parts compose in parallel.
         runs: (sampling probability, noise multiplier of the h honest shares together, steps), exact decimals.
         sensitivity: Integer L2 bound of one privacy unit after encoding (units of the integer lattice).
-        local_sigma: Standard deviation of this site's own noise share in lattice units, as a decimal string rounded
-            *down*: local_sigma >= noise_multiplier * sensitivity / sqrt(h).
+        local_sigma: Standard deviation of this site's own noise share in lattice units, exactly what the sampler is
+            given: local_sigma >= noise_multiplier * sensitivity / sqrt(h).
         divisor: Public divisor of the server step ("1" for a histogram).
         dimension: Number of coefficients.
         sites_in_sum: k_min of the plan: the fewest shares that an opened sum can hold.
@@ -40,17 +42,17 @@ class GaussianEvent(Strict):
     neighboring_relation: Literal["add-or-remove-one"] = "add-or-remove-one"
     contribution_bound: str
     id_column: str
-    max_sites_per_patient: int
+    max_sites_per_patient: int = Field(ge=1, le=1_000_000)
     runs: tuple[tuple[Decimal, Decimal, int], ...] = Field(min_length=1)
     clip_norm: Decimal
-    scale_bits: int
-    sensitivity: int
+    scale_bits: int = Field(ge=0, le=40)
+    sensitivity: int = Field(ge=1, le=2**40)
     local_sigma: Decimal
     divisor: Decimal
-    dimension: int
+    dimension: int = Field(ge=1, le=2**53)
     noise_scope: Literal["distributed"] = "distributed"
-    sites_in_sum: int
-    honest_assumed: int
+    sites_in_sum: int = Field(ge=1, le=1_000_000)
+    honest_assumed: int = Field(ge=1, le=1_000_000)
     effective_sigma: Decimal
     rng: Literal["os-seeded-aes-ctr"]
     sampler: Literal["discrete-gaussian"]
@@ -74,7 +76,11 @@ class PlanApproved(Strict):
 
 
 class CohortRegistered(Strict):
-    """The site's data source got a budget for its lifetime. `cohort` is a digest keyed by a secret of the site."""
+    """The site's data source got a budget for its lifetime. `cohort` is a digest keyed by a secret of the site.
+
+    A later registration (more patients, another epsilon) replaces the digest and the limit, never what was spent; delta
+    stays.
+    """
 
     kind: Literal["cohort-registered"] = "cohort-registered"
     cohort: Digest
@@ -95,7 +101,10 @@ class PrivacyReserved(Strict):
 
 
 class PrivacyCommitted(Strict):
-    """The reserved mechanism ran; `contribution` names what it produced."""
+    """The reserved mechanism ran and `contribution` (an envelope digest) answers `instruction`.
+
+    A later attempt of a round sends the stored values again: it has a commit of its own and no second reservation.
+    """
 
     kind: Literal["privacy-committed"] = "privacy-committed"
     instruction: Digest

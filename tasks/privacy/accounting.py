@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal as Number
 from decimal import InvalidOperation
 from fractions import Fraction
+from functools import lru_cache
 from statistics import NormalDist
 
 from schemas.errors import BudgetError
@@ -40,6 +41,7 @@ MULTIPLIER_DIGITS = 6
 _NORMAL = NormalDist()
 
 
+@lru_cache(maxsize=1024)
 def gdp_cost(event: PrivacyEvent) -> Fraction:
     """Derives the GDP cost mu^2 of an event in the collusion reading, from its own figures, rounded up to 1e-15.
 
@@ -50,6 +52,7 @@ def gdp_cost(event: PrivacyEvent) -> Fraction:
     return _cost_of_shares(event, event.honest_assumed)
 
 
+@lru_cache(maxsize=256)
 def gdp_limit(epsilon: str, delta: str) -> Fraction:
     """Derives mu_B^2, the largest total cost that (`epsilon`, `delta`) admits, rounded down; 0 for a budget of zero.
 
@@ -65,6 +68,11 @@ def gdp_limit(epsilon: str, delta: str) -> Fraction:
         middle = (low + high) / 2
         low, high = (middle, high) if delta_of_gdp(middle, target) <= allowed else (low, middle)
     return _round_down(Fraction(low) ** 2 * (1 - Fraction(CURVE_MARGIN)))
+
+
+def limit_is_honest(stated: Fraction, epsilon: str, delta: str) -> bool:
+    """Tells whether `stated` is within the limit of (`epsilon`, `delta`), up to float64 differences of machines."""
+    return stated <= gdp_limit(epsilon, delta) * (1 + Fraction(1, 10**11)) + Fraction(1, 10**12)
 
 
 def delta_of_gdp(mu: float, epsilon: float) -> float:

@@ -1,0 +1,261 @@
+"""The privacy budget of a site's data source: charged before data is touched, across all studies, never given back.
+
+Invariants: the check and the entry that charges are one transaction; the filter is the ledger itself (`LogRules`); a
+replayed instruction finds its reservation and spends nothing; nothing here can lower a total.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from schemas.canonical import sha256_hex
+from schemas.errors import BudgetError, ConsiliumError
+from schemas.ledger import (
+    NO_STUDY,
+    CohortRegistered,
+    FilterState,
+    PrivacyCommitted,
+    PrivacyEvent,
+    PrivacyReserved,
+    Refused,
+)
+from schemas.plan import BudgetSpec, StudyPlan
+from tasks.ledger.rules import PARTS, LogRules, Part
+from tasks.ledger.store import LedgerStore
+from tasks.privacy.accounting import epsilon_of_cost, exact, format_decimal, gdp_cost, gdp_limit
+from tasks.privacy.mechanism import evaluation_mechanism, training_mechanism
+
+
+class BudgetExceeded(BudgetError):
+    """The request does not fit. `requested` is its cost (GDP mu^2) and `before` the totals that it did not fit into."""
+
+    def __init__(self, code: str, message: str, remedy: str, requested: str, before: FilterState) -> None:
+        super().__init__(code, message, remedy)
+        self.requested = requested
+        self.before = before
+
+
+@dataclass(frozen=True)
+class BudgetState:
+    """Registered budget and totals of a site's data source."""
+
+    cohort: str
+    epsilon: str
+    delta: str
+    training: FilterState
+    held_out: FilterState
+
+
+def register_cohort(store: LedgerStore, cohort: str, epsilon: str, delta: str) -> None:
+    """Gives the site's data source its budget, once; the same registration again does nothing.
+
+    Another cohort digest or epsilon (the data steward's decision) is a new entry; what was spent stays spent.
+
+    Args:
+        cohort: Digest of the table, keyed by a secret of the site.
+        epsilon: Total over all studies and for ever, collusion reading.
+        delta: Fixed with the first registration, below 1 / patients.
+
+    Raises:
+        BudgetError: `budget-malformed`, `delta-fixed`.
+    """
+    gdp_limit(epsilon, delta)
+    body = CohortRegistered(cohort=cohort, epsilon=epsilon, delta=delta)
+    with store.transaction() as log:
+        present = log.rules.cohort
+        if present == body:
+            return
+        if present is not None and exact(present.delta) != exact(delta):
+            raise BudgetError(
+                "delta-fixed",
+                f"Expected delta {present.delta} for the lifetime of the data source, got {delta}.",
+                "Register with the first delta.",
+            )
+        log.append(NO_STUDY, body)
+
+
+def reserve(
+    store: LedgerStore,
+    cohort: str,
+    instruction_digest: str,
+    round_: int,
+    event: PrivacyEvent,
+    study: str,
+    study_budget: BudgetSpec | None = None,
+) -> FilterState:
+    """Charges `event` in one transaction with the check that it fits, and returns the totals after it.
+
+    A replay of the same instruction returns the stored totals and spends nothing.
+
+    Args:
+        store: The site's ledger.
+        cohort: The registered cohort digest.
+        instruction_digest: What asked for it.
+        round_: Round of the study.
+        event: From the mechanism that is about to run.
+        study: The study.
+        study_budget: The plan's budget; the study's own total must then fit into it as well.
+
+    Raises:
+        BudgetExceeded: `budget-exceeded`, `study-budget-exceeded`, naming requested, spent and limit; nothing charged.
+        BudgetError: `cohort-unregistered`, `cohort-mismatch`, `reservation-mismatch`, `event-inconsistent`.
+        EvidenceError: the plan was not approved in this ledger, or the round is closed.
+    """
+    with store.transaction() as log:
+        stored = log.rules.reservations.get((study, instruction_digest))
+        if stored is not None:
+            if (stored.event, stored.round, stored.cohort) != (event, round_, cohort):
+                raise BudgetError(
+                    "reservation-mismatch", "The instruction was reserved with another mechanism, round or cohort."
+                )
+            return stored.after
+        before, after = _decide(log.rules, cohort, event, study, study_budget)
+        log.append(
+            study,
+            PrivacyReserved(
+                cohort=cohort, instruction=instruction_digest, round=round_, event=event, before=before, after=after
+            ),
+        )
+        return after
+
+
+def verify_admissible(
+    store: LedgerStore, cohort: str, event: PrivacyEvent, study: str, study_budget: BudgetSpec | None = None
+) -> None:
+    """Refuses what `reserve` would refuse now, without charging: asked before data is validated.
+
+    Raises:
+        BudgetExceeded, BudgetError: like `reserve`.
+    """
+    _decide(store.read_rules(), cohort, event, study, study_budget)
+
+
+def commit(store: LedgerStore, study: str, round_: int, instruction_digest: str, contribution_digest: str) -> None:
+    """Records that the reserved mechanism ran; the same commit again does nothing.
+
+    Raises:
+        EvidenceError: `reserve-first`, `committed-twice` (another contribution for the instruction), `round-closed`.
+    """
+    body = PrivacyCommitted(instruction=instruction_digest, round=round_, contribution=contribution_digest)
+    with store.transaction() as log:
+        if log.rules.commits.get((study, instruction_digest)) != body:
+            log.append(study, body)
+
+
+def record_refusal(store: LedgerStore, study: str, instruction: bytes, error: ConsiliumError) -> bytes:
+    """Appends that the site declined an instruction (its bytes as received), once, and returns the entry."""
+    digest = sha256_hex(instruction)
+    if isinstance(error, BudgetExceeded):
+        body = Refused(instruction=digest, code=error.code, requested=error.requested, before=error.before)
+    else:
+        body = Refused(instruction=digest, code=error.code)
+    return store.append_once(study, body)
+
+
+def budget_state(store: LedgerStore) -> BudgetState:
+    """Returns the registered budget and the totals of both data parts.
+
+    Raises:
+        BudgetError: `cohort-unregistered`.
+    """
+    rules = store.read_rules()
+    cohort = _registered(rules)
+    training, held_out = (rules.filter_state(part) for part in PARTS)
+    return BudgetState(cohort.cohort, cohort.epsilon, cohort.delta, training, held_out)
+
+
+def events_for(store: LedgerStore, study: str) -> list[PrivacyEvent]:
+    """Returns the reserved events of `study` in order, committed or not: both are spent."""
+    return [entry.body.event for entry in store.entries_for(study) if isinstance(entry.body, PrivacyReserved)]
+
+
+def describe_budget(store: LedgerStore, plan: StudyPlan | None = None) -> str:
+    """Says in words what the budget is, what was spent, what remains, and what `plan` would change."""
+    rules = store.read_rules()
+    if rules.cohort is None:
+        return "No budget is registered: every request is refused."
+    cohort = rules.cohort
+    studies = {study for study, _ in rules.reservations}
+    lines = [
+        f"The data of {store.owner} may be used up to epsilon {cohort.epsilon} at delta {cohort.delta} in total, "
+        "over all studies and for ever, per patient, counting only the noise of the honest sites.",
+        f"{len(rules.reservations)} uses in {len(studies)} studies were charged; a charge is never given back.",
+    ]
+    lines += [_describe_part(rules, part) for part in PARTS]
+    if plan is not None:
+        lines += _describe_plan(rules, plan)
+    return "\n".join(lines)
+
+
+def _decide(
+    rules: LogRules, cohort: str, event: PrivacyEvent, study: str, study_budget: BudgetSpec | None
+) -> tuple[FilterState, FilterState]:
+    if _registered(rules).cohort != cohort:
+        raise BudgetError(
+            "cohort-mismatch", "The table is not the one that the budget was registered for.", "Register it."
+        )
+    cost, part = gdp_cost(event), event.data
+    before = rules.filter_state(part)
+    total = rules.spent[part] + cost
+    if total > exact(before.limit):
+        delta = _registered(rules).delta
+        raise _exceeded(
+            "budget-exceeded", f"the site's budget for {part} patients", cost, rules.spent[part], before, delta
+        )
+    if study_budget is not None:
+        limit = gdp_limit(study_budget.epsilon, study_budget.delta)
+        own = rules.study_spent.get((study, part), Fraction(0))
+        if own + cost > limit:
+            state = FilterState(data=part, spent=format_decimal(own), limit=format_decimal(limit))
+            what = f"the study's budget for {part} patients"
+            raise _exceeded("study-budget-exceeded", what, cost, own, state, study_budget.delta)
+    return before, FilterState(data=part, spent=format_decimal(total), limit=before.limit)
+
+
+def _exceeded(code: str, what: str, cost: Fraction, spent: Fraction, before: FilterState, delta: str) -> BudgetExceeded:
+    limit = exact(before.limit)
+    message = (
+        f"Expected a request that fits {what}: requested {_figure(cost, delta)}, spent {_figure(spent, delta)}, "
+        f"limit {_figure(limit, delta)}."
+    )
+    remedy = "Use fewer rounds or more noise, or let the data steward decide on the budget."
+    return BudgetExceeded(code, message, remedy, format_decimal(cost), before)
+
+
+def _figure(cost: Fraction, delta: str) -> str:
+    return f"{float(cost):.6g} (epsilon {epsilon_of_cost(cost, delta)})"
+
+
+def _registered(rules: LogRules) -> CohortRegistered:
+    if rules.cohort is None:
+        raise BudgetError(
+            "cohort-unregistered", "Expected a budget for the site's data source.", "Register its cohort and budget."
+        )
+    return rules.cohort
+
+
+def _describe_part(rules: LogRules, part: Part) -> str:
+    state, delta = rules.filter_state(part), _registered(rules).delta
+    spent, limit = exact(state.spent), exact(state.limit)
+    share = 100 * float(spent / limit) if limit else 100.0
+    return (
+        f"{part.capitalize()} patients: epsilon {epsilon_of_cost(spent, delta)} spent ({share:.1f} % of the budget); "
+        f"a single further use could have epsilon {epsilon_of_cost(limit - spent, delta) if limit > spent else '0'}."
+    )
+
+
+def _describe_plan(rules: LogRules, plan: StudyPlan) -> list[str]:
+    lines = []
+    rounds = plan.mechanism.rounds
+    planned: tuple[tuple[Part, Fraction], ...] = (
+        ("training", rounds * gdp_cost(training_mechanism(plan).event())),
+        ("held-out", gdp_cost(evaluation_mechanism(plan).event())),
+    )
+    for part, cost in planned:
+        state, delta = rules.filter_state(part), _registered(rules).delta
+        total, limit = exact(state.spent) + cost, exact(state.limit)
+        verdict = "fits" if total <= limit else "does NOT fit: the site will refuse before the end"
+        epsilon = epsilon_of_cost(total, delta)
+        lines.append(f"The study {plan.title!r} would bring {part} patients to epsilon {epsilon}; it {verdict}.")
+    return lines
