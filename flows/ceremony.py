@@ -6,18 +6,16 @@ import asyncio
 import time
 
 from prefect import flow
-from tasks.secure_sum.ceremony import EpochPublic
 
+from flows.ceremony_steps import sign_ceremony_instruction
 from flows.context import CoordinatorContext
 from flows.tasks import deciding, waiting
 from flows.waiting import SiteRuns
-from schemas.envelope import sign_envelope
 from schemas.errors import OperationError
 from schemas.layout import ceremony_key
 from schemas.ledger import KeyCeremony
-from schemas.messages import CeremonyInstruction
 from tasks.ceremonies import ALL_PHASES, is_complete, missing_messages, read_public_epoch
-from tasks.secure_sum.parameters import derive_sid, parameters_digest
+from tasks.secure_sum.ceremony import EpochPublic
 
 MAXIMUM_EPOCHS = 999
 
@@ -49,10 +47,7 @@ async def run_ceremony(context: CoordinatorContext, after: int = 0) -> EpochPubl
 @deciding("open-epoch")
 async def open_epoch(context: CoordinatorContext, epoch: int) -> None:
     """Signs and publishes the ceremony instruction."""
-    plan = context.plan
-    message = CeremonyInstruction(epoch=epoch, sid=derive_sid(plan, epoch), parameters=parameters_digest(plan))
-    key = ceremony_key(plan.study, epoch, None, "instruction.json")
-    context.store.put(key, sign_envelope(message, plan.study, context.identity.signing))
+    sign_ceremony_instruction(context, epoch)
     context.progress.emit("ceremony-started", epoch=epoch)
 
 

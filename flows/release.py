@@ -11,21 +11,16 @@ from prefect import flow
 from tasks.audit.export import export_evidence
 
 from flows.context import CoordinatorContext
-from flows.figures import epsilon_of_sites
-from flows.round import RoundOutcome
+from flows.release_steps import enter_signed_release, publish_log, released_metrics
+from flows.round_steps import RoundOutcome
 from flows.tasks import deciding, recording, waiting
 from flows.tracking import Tracker
 from flows.waiting import SiteRuns
-from schemas.canonical import sha256_hex
-from schemas.envelope import sign_envelope
 from schemas.errors import PeerError
-from schemas.layout import ledger_key, release_key
-from schemas.ledger import ModelReleased
+from schemas.layout import ledger_key
 from schemas.messages import Checkpoint, LogPosition, ModelRelease
 from tasks.lineage import Lineage
-from tasks.metrics import EvaluationMetrics, derive_noise_sigma, evaluate_histogram
-from tasks.privacy.mechanism import evaluation_mechanism
-from tasks.server_step import state_digest, weights_safetensors
+from tasks.metrics import EvaluationMetrics
 from tasks.storage.mailbox import Signed, read_signed
 
 
@@ -37,15 +32,6 @@ class Released:
     metrics: EvaluationMetrics | None
     version: str
     evidence: Path
-
-
-def released_metrics(context: CoordinatorContext, evaluation: RoundOutcome | None) -> EvaluationMetrics | None:
-    """Returns the metrics of the opened histogram, or None if no evaluation was opened."""
-    if evaluation is None:
-        return None
-    counts = evaluation_mechanism(context.plan).decode(evaluation.opened)
-    sigma = derive_noise_sigma(context.plan, len(evaluation.record.predicate.contributions))
-    return evaluate_histogram(counts, sigma)
 
 
 async def run_release(
@@ -86,38 +72,13 @@ async def enter_release(
     reason: str,
 ) -> Signed[ModelRelease]:
     """Signs the release and enters it into the study log."""
-    weights = weights_safetensors(context.plan, lineage.state)
-    context.store.put(release_key(context.study, "weights.safetensors"), weights)
-    key = release_key(context.study, "release.json")
-    if not context.store.exists(key):
-        message = ModelRelease(
-            rounds=rounds,
-            model=state_digest(lineage.state),
-            weights=sha256_hex(weights),
-            evaluation=evaluation.opening.digest if evaluation is not None else None,
-            metrics=metrics.summary() if metrics is not None else (),
-            epsilon=epsilon_of_sites(context, "training"),
-            evaluation_epsilon=epsilon_of_sites(context, "held-out"),
-            complete=not reason,
-            reason=reason[:200],
-        )
-        context.store.put(key, sign_envelope(message, context.study, context.identity.signing))
-    coordinator = context.plan.coordinator
-    found = read_signed(context.store, key, ModelRelease, context.study, coordinator.identity_key, coordinator.name)
-    assert found is not None
-    context.log.append_once(context.study, ModelReleased(release=found.predicate))
-    return found
+    return enter_signed_release(context, lineage, rounds, evaluation, metrics, reason)
 
 
 @deciding("checkpoint")
 async def publish_checkpoint(context: CoordinatorContext, release: Signed[ModelRelease]) -> None:
     """Publishes the study log and a signed checkpoint over it; nothing is entered afterwards."""
-    name = context.plan.coordinator.name
-    entries = b"".join(entry + b"\n" for entry in context.log.entries())
-    context.store.put(ledger_key(context.study, name, True, "entries-000000.jsonl"), entries)
-    context.store.put(
-        ledger_key(context.study, name, True, "checkpoint.json"), context.log.sign_checkpoint(context.study)
-    )
+    publish_log(context)
 
 
 @waiting("collect-witnesses")

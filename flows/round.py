@@ -6,41 +6,22 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from prefect import flow
-from tasks.secure_sum.ceremony import EpochPublic
 
 from flows.context import CoordinatorContext
-from flows.round_steps import Answers, RoundSteps
+from flows.round_steps import Answers, RoundOutcome, RoundSteps
 from flows.tasks import deciding, waiting
 from flows.waiting import SiteRuns
 from schemas.errors import OperationError
 from schemas.messages import Collected, Instruction, Opening, Record, ShareRequest
 from tasks.lineage import Lineage
 from tasks.rounds import MAXIMUM_REQUESTS, read_opening, read_record
+from tasks.secure_sum.ceremony import EpochPublic
 from tasks.storage.mailbox import Signed
-
-
-@dataclass
-class RoundOutcome:
-    """What a round left behind.
-
-    Attributes:
-        opened: The opened int64 sum.
-        lineage: The model after the round.
-        seconds: Step name -> seconds spent by the coordinator (0 for steps done before a resume).
-    """
-
-    instruction: Signed[Instruction]
-    record: Signed[Record]
-    opening: Signed[Opening]
-    opened: NDArray[np.int64]
-    lineage: Lineage
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class _Clock:

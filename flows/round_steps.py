@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from tasks.secure_sum.bulk import add_bulk
-from tasks.secure_sum.ceremony import EpochPublic
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.opening import open_sum, verify_share
 from tasks.secure_sum.record import add_key_ciphertexts, verify_key_ciphertext
@@ -51,6 +50,7 @@ from tasks.rounds import (
     read_request,
     read_share,
 )
+from tasks.secure_sum.ceremony import EpochPublic
 from tasks.server_step import ModelState, apply_step, state_digest
 from tasks.storage.mailbox import Signed, read_blob, read_signed
 
@@ -86,6 +86,24 @@ class Answers:
             if site in group:
                 return name
         return "waiting"
+
+
+@dataclass
+class RoundOutcome:
+    """What a round left behind.
+
+    Attributes:
+        opened: The opened int64 sum.
+        lineage: The model after the round.
+        seconds: Step name -> seconds spent by the coordinator (0 for steps done before a resume).
+    """
+
+    instruction: Signed[Instruction]
+    record: Signed[Record]
+    opening: Signed[Opening]
+    opened: NDArray[np.int64]
+    lineage: Lineage
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class RoundSteps:

@@ -10,9 +10,10 @@ from prefect import flow
 
 from flows.ceremony import run_ceremony
 from flows.context import CoordinatorContext
-from flows.release import Released, released_metrics, run_release
-from flows.round import RoundOutcome, run_round
-from flows.round_steps import BudgetExhausted, EpochLost
+from flows.release import Released, run_release
+from flows.release_steps import released_metrics
+from flows.round import run_round
+from flows.round_steps import BudgetExhausted, EpochLost, RoundOutcome
 from flows.tasks import recording
 from flows.tracking import Tracker
 from schemas.errors import BudgetError

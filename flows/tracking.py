@@ -6,7 +6,7 @@ from typing import Literal
 
 from flows.context import CoordinatorContext
 from flows.figures import bytes_down, bytes_up, epsilon_of_sites, opened_at_ms
-from flows.round import RoundOutcome
+from flows.round_steps import RoundOutcome
 from schemas.messages import EpsilonReport, LogPosition, ModelRelease
 from tasks.lineage import Lineage
 from tasks.metrics import EvaluationMetrics

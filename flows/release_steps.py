@@ -1,0 +1,72 @@
+"""The coordinator's part of a release, as steps that never wait and may be repeated."""
+
+from __future__ import annotations
+
+from flows.context import CoordinatorContext
+from flows.figures import epsilon_of_sites
+from flows.round_steps import RoundOutcome
+from schemas.canonical import sha256_hex
+from schemas.envelope import sign_envelope
+from schemas.layout import ledger_key, release_key
+from schemas.ledger import ModelReleased
+from schemas.messages import ModelRelease
+from tasks.lineage import Lineage
+from tasks.metrics import EvaluationMetrics, derive_noise_sigma, evaluate_histogram
+from tasks.privacy.mechanism import evaluation_mechanism
+from tasks.server_step import state_digest, weights_safetensors
+from tasks.storage.mailbox import Signed, read_signed
+
+
+def released_metrics(context: CoordinatorContext, evaluation: RoundOutcome | None) -> EvaluationMetrics | None:
+    """Returns the metrics of the opened histogram, or None if no evaluation was opened."""
+    if evaluation is None:
+        return None
+    counts = evaluation_mechanism(context.plan).decode(evaluation.opened)
+    sigma = derive_noise_sigma(context.plan, len(evaluation.record.predicate.contributions))
+    return evaluate_histogram(counts, sigma)
+
+
+def enter_signed_release(
+    context: CoordinatorContext,
+    lineage: Lineage,
+    rounds: int,
+    evaluation: RoundOutcome | None,
+    metrics: EvaluationMetrics | None,
+    reason: str,
+) -> Signed[ModelRelease]:
+    """Signs the release and enters it into the study log; repeated, it returns the first.
+
+    Args:
+        rounds: Last training round that was opened.
+        reason: Empty if every planned round was opened; else why the study ended before.
+    """
+    weights = weights_safetensors(context.plan, lineage.state)
+    context.store.put(release_key(context.study, "weights.safetensors"), weights)
+    key = release_key(context.study, "release.json")
+    if not context.store.exists(key):
+        message = ModelRelease(
+            rounds=rounds,
+            model=state_digest(lineage.state),
+            weights=sha256_hex(weights),
+            evaluation=evaluation.opening.digest if evaluation is not None else None,
+            metrics=metrics.summary() if metrics is not None else (),
+            epsilon=epsilon_of_sites(context, "training"),
+            evaluation_epsilon=epsilon_of_sites(context, "held-out"),
+            complete=not reason,
+            reason=reason[:200],
+        )
+        context.store.put(key, sign_envelope(message, context.study, context.identity.signing))
+    coordinator = context.plan.coordinator
+    found = read_signed(context.store, key, ModelRelease, context.study, coordinator.identity_key, coordinator.name)
+    assert found is not None
+    context.log.append_once(context.study, ModelReleased(release=found.predicate))
+    return found
+
+
+def publish_log(context: CoordinatorContext) -> None:
+    """Publishes the study log and a signed checkpoint over it; nothing is entered afterwards."""
+    name = context.plan.coordinator.name
+    entries = b"".join(entry + b"\n" for entry in context.log.entries())
+    context.store.put(ledger_key(context.study, name, True, "entries-000000.jsonl"), entries)
+    checkpoint = context.log.sign_checkpoint(context.study)
+    context.store.put(ledger_key(context.study, name, True, "checkpoint.json"), checkpoint)
