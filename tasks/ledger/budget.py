@@ -120,8 +120,8 @@ def reserve(
         return after
 
 
-def verify_admissible(
-    store: LedgerStore, cohort: str, event: PrivacyEvent, study: str, study_budget: BudgetSpec | None = None
+def would_admit(
+    store: LedgerStore, cohort: str, event: PrivacyEvent, study_budget: BudgetSpec | None = None, study: str = NO_STUDY
 ) -> None:
     """Refuses what `reserve` would refuse now, without charging: asked before data is validated.
 

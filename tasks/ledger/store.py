@@ -151,6 +151,10 @@ class LedgerStore:
         """Returns the entries about `study` in order."""
         return [entry for about, entry in self._read().entries if about == study]
 
+    def find(self, study: str, kind: str) -> list[LedgerEntry]:
+        """Returns the entries about `study` whose body is of `kind`, in order."""
+        return [entry for entry in self.entries_for(study) if entry.body.kind == kind]
+
     def read_rules(self) -> LogRules:
         """Returns what the log says now (totals, reservations); a snapshot for display, never for a decision."""
         return self._read().rules

@@ -33,6 +33,14 @@ class LogReport:
     entries: tuple[tuple[str, LedgerEntry], ...]
     filters: tuple[FilterState, ...]
 
+    @property
+    def size(self) -> int:
+        return self.position.size
+
+    @property
+    def root(self) -> str:
+        return self.position.root
+
     def events(self, study: str) -> tuple[PrivacyEvent, ...]:
         """Returns the reserved events of `study`, committed or not, in order."""
         bodies = [entry.body for about, entry in self.entries if about == study]
