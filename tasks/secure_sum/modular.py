@@ -108,6 +108,7 @@ def _passes(value: int, witness: int, odd: int, twos: int) -> bool:
     return False
 
 
+@lru_cache(maxsize=64)
 def largest_primes(bits: int, order: int, count: int) -> tuple[int, ...]:
     """Returns the `count` largest primes below 2**bits that are 1 modulo `order`, ascending (SEAL's own choice)."""
     found: list[int] = []
