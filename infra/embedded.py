@@ -22,8 +22,10 @@ from flows.round_steps import Answers, RoundOutcome, RoundSteps
 from schemas.errors import ConsiliumError
 from schemas.messages import Instruction, Record
 from site_agents.ceremony import STEPS, SiteCeremony
+from site_agents.certifying import Certifying
 from site_agents.compute import Compute, in_process
 from site_agents.context import SiteContext, open_context
+from site_agents.contributing import Contributing
 from site_agents.home import open_home
 from site_agents.release import SiteRelease
 from site_agents.round import SiteRound
@@ -109,17 +111,18 @@ class EmbeddedConsortium:
         works = {name: SiteRound(self.sites[name], round_, steps.attempt) for name in present}
         for work in works.values():
             contribute(work)
+        holders = {name: Certifying(work) for name, work in works.items()}
         answers = Answers()
         steps.collect(instruction, answers)
         for name in faults.mute:
-            works.pop(name, None)
+            holders.pop(name, None)
         collected = steps.close(instruction, answers)
-        for work in works.values():
-            work.check_shares()
+        for holder in holders.values():
+            holder.check_shares()
         record = steps.propose(instruction, answers, collected, steps.read_checks(collected))
-        for work in works.values():
-            work.certify()
-        self._open(steps, works, instruction, record, set(faults.unwilling))
+        for holder in holders.values():
+            holder.certify()
+        self._open(steps, holders, instruction, record, set(faults.unwilling))
         opened, after = steps.recompute()
         opening = steps.log_opening()
         self.lineage = after
@@ -133,7 +136,7 @@ class EmbeddedConsortium:
         return self.run_round(public, self.plan.mechanism.rounds + 1, "evaluate")
 
     def release(self, rounds: int, evaluation: RoundOutcome | None, reason: str = "") -> Path:
-        """Releases the model without MLflow: study log, checkpoints, witnesses, evidence; returns the evidence folder."""
+        """Releases the model without MLflow: study log, checkpoints, witnesses; returns the evidence folder."""
         metrics = released_metrics(self.coordinator, evaluation)
         enter_signed_release(self.coordinator, self.lineage, rounds, evaluation, metrics, reason)
         publish_log(self.coordinator)
@@ -153,7 +156,7 @@ class EmbeddedConsortium:
     def _open(
         self,
         steps: RoundSteps,
-        works: dict[str, SiteRound],
+        holders: dict[str, Certifying],
         instruction: Signed[Instruction],
         record: Signed[Record],
         unwilling: set[str],
@@ -162,9 +165,9 @@ class EmbeddedConsortium:
         signatures = steps.read_signatures(record)
         for number in range(1, MAXIMUM_REQUESTS + 1):
             request = steps.request(record, number, signatures, silent)
-            for name, work in works.items():
+            for name, holder in holders.items():
                 if name not in unwilling:
-                    work.share()
+                    holder.share()
             shares = steps.read_shares(instruction, record, request)
             missing = set(request.predicate.active_set) - set(shares)
             if not missing:
@@ -175,19 +178,20 @@ class EmbeddedConsortium:
 
 def contribute(work: SiteRound) -> ConsiliumError | None:
     """Takes a site through its part up to the upload; returns the refusal, if it declined."""
-    if work.decided:
+    contributing = Contributing(work)
+    if contributing.decided:
         work.read()
-        work.resend()
+        contributing.resend()
         return None
     verdict = None
     try:
         work.read()
-        work.verify()
-        verdict = work.validate()
-        work.reserve()
-        work.encrypt(work.train(), verdict)
+        contributing.verify()
+        verdict = contributing.validate()
+        contributing.reserve()
+        contributing.encrypt(contributing.train(), verdict)
     except ConsiliumError as error:
-        work.refuse(error, verdict)
+        contributing.refuse(error, verdict)
         return error
-    work.upload()
+    contributing.upload()
     return None

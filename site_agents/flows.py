@@ -24,7 +24,9 @@ from schemas.contract import ContractVerdict
 from schemas.errors import ConsiliumError, OperationError
 from schemas.options import RunOptions
 from site_agents.ceremony import STEPS, SiteCeremony
+from site_agents.certifying import Certifying
 from site_agents.context import SiteContext, open_context
+from site_agents.contributing import Contributing
 from site_agents.home import open_home
 from site_agents.release import SiteRelease
 from site_agents.round import SiteRound
@@ -129,54 +131,54 @@ async def _ceremony(context: SiteContext, epoch: int) -> Any:
 
 async def _round(context: SiteContext, round_: int, attempt: int) -> Any:
     work = SiteRound(context, round_, attempt)
-    options = context.home.settings.options
+    contributing = Contributing(work)
     try:
         await step("verify", work.read)
     except ConsiliumError as error:
-        refusal = error
         # Not the coordinator's instruction, or no epoch to answer in: say so, and take no part in the round.
-        await step("refuse", lambda: work.refuse(refusal))
+        refusal = error
+        await step("refuse", lambda: contributing.refuse(refusal))
         return refused_state(refusal.code)
     if context.is_participant(work.instruction.predicate):
-        await _contribute(work)
-    if work.epoch.secrets is None:
-        return None
-    deadline = options.contribute_deadline_seconds + options.certify_deadline_seconds
-    await _wait(lambda: work.collected or work.proposed, deadline, options)
-    if not work.proposed:
-        await step("check-shares", work.check_shares)
-    await _wait(lambda: work.proposed, options.certify_deadline_seconds, options)
-    await step("certify", work.certify)
-    await _wait_and_share(work, options)
+        await _contribute(contributing)
+    if work.epoch.secrets is not None:
+        await _certify(Certifying(work), context.home.settings.options)
     return None
 
 
-async def _contribute(work: SiteRound) -> None:
-    if work.decided:
-        await step("resend", work.resend)
+async def _contribute(contributing: Contributing) -> None:
+    if contributing.decided:
+        await step("resend", contributing.resend)
         return
     verdict: ContractVerdict | None = None
     try:
-        await step("admit", work.verify)
-        verdict = await step("validate", work.validate)
-        await step("reserve", work.reserve)
-        values = await step("train", work.train)
-        await step("encrypt", lambda: work.encrypt(values, verdict))
+        await step("admit", contributing.verify)
+        verdict = await step("validate", contributing.validate)
+        checked = verdict
+        await step("reserve", contributing.reserve)
+        values = await step("train", contributing.train)
+        await step("encrypt", lambda: contributing.encrypt(values, checked))
     except ConsiliumError as error:
-        refusal = error
         # The refusal is the state of the contribution; the same run stays to certify and share.
-        await step("refuse", lambda: work.refuse(refusal, verdict))
+        refusal = error
+        await step("refuse", lambda: contributing.refuse(refusal, verdict))
         return
-    await step("upload", work.upload)
+    await step("upload", contributing.upload)
 
 
-async def _wait_and_share(work: SiteRound, options: RunOptions) -> None:
+async def _certify(certifying: Certifying, options: RunOptions) -> None:
+    deadline = options.contribute_deadline_seconds + options.certify_deadline_seconds
+    await _wait(lambda: certifying.collected or certifying.proposed, deadline, options)
+    if not certifying.proposed:
+        await step("check-shares", certifying.check_shares)
+    await _wait(lambda: certifying.proposed, options.certify_deadline_seconds, options)
+    await step("certify", certifying.certify)
     end = time.monotonic() + options.opening_deadline_seconds
     answered = 0
-    while not work.opened and time.monotonic() < end:
-        if work.requests > answered:
-            answered = work.requests
-            await step("share", work.share)
+    while not certifying.opened and time.monotonic() < end:
+        if certifying.requests > answered:
+            answered = certifying.requests
+            await step("share", certifying.share)
         await asyncio.sleep(options.poll_interval_seconds)
 
 

@@ -1,0 +1,237 @@
+"""A key holder's part of a round: check sealed shares, certify the only record, answer share requests.
+
+Invariants: one record per round is ever registered, and registered before anything is signed or shared for it; no share
+leaves for a record that this site did not check itself; a stored share is replayed, never computed again.
+"""
+
+from __future__ import annotations
+
+from tasks.secure_sum.record import find_shamir_faults, verify_record
+from tasks.secure_sum.share import make_share
+
+from schemas.canonical import sha256_hex
+from schemas.envelope import sign_envelope
+from schemas.errors import PeerError
+from schemas.layout import attempt_key, round_key
+from schemas.ledger import RecordSigned, ShareReleased
+from schemas.messages import (
+    Collected,
+    Contribution,
+    DecryptionShare,
+    Record,
+    RecordSignature,
+    ShareRequest,
+    SharesChecked,
+)
+from site_agents.policy import verify_record_rules, verify_request_rules
+from site_agents.round import SiteRound
+from tasks.rounds import MAXIMUM_REQUESTS, read_opening, read_record, read_record_signature, read_request
+from tasks.secure_sum.ceremony import EpochSecrets
+from tasks.storage.mailbox import Signed, read_blob, read_signed
+
+
+class Certifying:
+    """The certifying and opening half of a site's round."""
+
+    def __init__(self, work: SiteRound) -> None:
+        self.work = work
+
+    def check_shares(self) -> bool:
+        """Opens the sealed shares of all collected contributions and answers which senders are faulty.
+
+        Returns:
+            False while the coordinator has not closed the collection, and at a site that holds no key.
+        """
+        if self.work.epoch.secrets is None:
+            return False
+        name, study = self.work.context.name, self.work.plan.study
+        coordinator = self.work.plan.coordinator
+        key = attempt_key(study, self.work.round, self.work.attempt, None, "collected.json")
+        collected = read_signed(
+            self.work.context.store, key, Collected, study, coordinator.identity_key, coordinator.name
+        )
+        if collected is None:
+            return False
+        contributions = self.work.contributions(collected.predicate.contributions)
+        predicates = {sender: found.predicate for sender, found in contributions.items()}
+        blobs = {sender: self._sealed(sender, predicate) for sender, predicate in predicates.items()}
+        faulty = find_shamir_faults(self.work.epoch.secrets, self.work.secure_sum(), predicates, blobs)
+        message = SharesChecked(
+            sid_star=self.work.epoch.public.sid_star,
+            round=self.work.round,
+            attempt=self.work.attempt,
+            holder=name,
+            collected=collected.digest,
+            faulty=faulty,
+        )
+        signing = self.work.epoch.secrets.signing_key
+        self.work.context.outbox.answer(
+            self.work.mine("shares-checked.json"), lambda: sign_envelope(message, study, signing)
+        )
+        return True
+
+    def certify(self) -> bool:
+        """Checks the proposed record, registers it as the round's only one, and signs it.
+
+        Returns:
+            False while there is no record, and at a site that holds no key.
+
+        Raises:
+            PeerError: the record must not be certified, or it is a second one.
+        """
+        record = read_record(self.work.context.store, self.work.plan, self.work.round)
+        if record is None or self.work.epoch.secrets is None:
+            return False
+        secrets = self.work.epoch.secrets
+        self._accept_record(record, secrets)
+        message = RecordSignature(
+            sid_star=self.work.epoch.public.sid_star,
+            round=self.work.round,
+            holder=self.work.context.name,
+            record=record.digest,
+        )
+        self.work.context.ledger.append_once(
+            self.work.plan.study, RecordSigned(round=self.work.round, record=record.digest)
+        )
+        self.work.context.outbox.answer(
+            self.work.of_round("record-signature.json"),
+            lambda: sign_envelope(message, self.work.plan.study, secrets.signing_key),
+        )
+        return True
+
+    def share(self) -> int:
+        """Answers every share request that names this site and was not answered before.
+
+        Returns:
+            How many requests this site has answered in all.
+
+        Raises:
+            PeerError: the request is not for the certified record, or its certificate does not hold.
+        """
+        answered = 0
+        for number in range(1, MAXIMUM_REQUESTS + 1):
+            request = read_request(self.work.context.store, self.work.plan, self.work.round, number)
+            if request is None or self.work.epoch.secrets is None:
+                break
+            if self.work.context.name in request.predicate.active_set:
+                self._answer(request, self.work.epoch.secrets)
+                answered += 1
+        return answered
+
+    @property
+    def collected(self) -> bool:
+        """Whether the coordinator has closed the collection of this attempt."""
+        key = attempt_key(self.work.plan.study, self.work.round, self.work.attempt, None, "collected.json")
+        return self.work.context.store.exists(key)
+
+    @property
+    def proposed(self) -> bool:
+        """Whether the coordinator has proposed a record."""
+        return read_record(self.work.context.store, self.work.plan, self.work.round) is not None
+
+    @property
+    def requests(self) -> int:
+        """How many share requests there are."""
+        number = 0
+        while number < MAXIMUM_REQUESTS and self.work.context.store.exists(
+            round_key(self.work.plan.study, self.work.round, None, f"request-{number + 1}.json")
+        ):
+            number += 1
+        return number
+
+    @property
+    def opened(self) -> bool:
+        """Whether the coordinator has published the round's opening."""
+        return read_opening(self.work.context.store, self.work.plan, self.work.round) is not None
+
+    # --- parts
+
+    def _sealed(self, sender: str, contribution: Contribution) -> bytes:
+        key = attempt_key(
+            self.work.plan.study, self.work.round, self.work.attempt, sender, f"shamir-{self.work.context.name}.bin"
+        )
+        return read_blob(self.work.context.store, key, dict(contribution.shamir)[self.work.context.name], sender)
+
+    def _accept_record(self, record: Signed[Record], secrets: EpochSecrets) -> bytes:
+        """Checks a record as section 3.4 of the design asks, registers it, and returns the sum of key ciphertexts."""
+        own = self.work.context.outbox.stored(self.work.mine("contribution.json"))
+        rules = (self.work.context.name, sha256_hex(own) if own is not None else None)
+        if record.predicate.attempt != self.work.attempt:
+            raise PeerError("record-mismatch", self.work.plan.coordinator.name, "the record is for another attempt.")
+        verify_record_rules(
+            self.work.plan, record.predicate, self.work.instruction.predicate, self.work.instruction.digest, rules
+        )
+        registered = self.work.context.keystore.registered_record(record.predicate.epoch, self.work.round)
+        if registered not in (None, record.digest):
+            raise PeerError(
+                "second-record",
+                self.work.plan.coordinator.name,
+                f"a second record was proposed for round {self.work.round}.",
+            )
+        contributions = self.work.contributions(record.predicate.contributions)
+        key_blobs = {s: self._key_blob(s, c.predicate) for s, c in contributions.items()}
+        sealed = {s: self._sealed(s, c.predicate) for s, c in contributions.items()}
+        envelopes = {s: c.data for s, c in contributions.items()}
+        key_sum = verify_record(secrets, self.work.secure_sum(), record.predicate, envelopes, key_blobs, sealed, own)
+        self.work.context.keystore.register_record(record.predicate.epoch, self.work.round, record.digest)
+        return key_sum
+
+    def _key_blob(self, sender: str, contribution: Contribution) -> bytes:
+        key = attempt_key(self.work.plan.study, self.work.round, self.work.attempt, sender, "key.bin")
+        return read_blob(self.work.context.store, key, contribution.key_ciphertext, sender)
+
+    def _answer(self, request: Signed[ShareRequest], secrets: EpochSecrets) -> None:
+        number = request.predicate.number
+        blob_key, message_key = self.work.of_round(f"share-{number}.bin"), self.work.of_round(f"share-{number}.json")
+        if self.work.context.outbox.stored(message_key) is None:
+            record = read_record(self.work.context.store, self.work.plan, self.work.round)
+            if record is None:
+                raise PeerError("request-mismatch", self.work.plan.coordinator.name, "there is no record to share for.")
+            verify_request_rules(self.work.plan, request.predicate, record.predicate, record.digest)
+            key_sum = self._accept_record(record, secrets)
+            blob = self.work.context.outbox.decide(
+                blob_key, lambda: self._make_share(record, request, secrets, key_sum)
+            )
+            message = DecryptionShare(
+                sid_star=self.work.epoch.public.sid_star,
+                round=self.work.round,
+                holder=self.work.context.name,
+                record=record.digest,
+                request=request.digest,
+                share=sha256_hex(blob),
+            )
+            body = ShareReleased(
+                round=self.work.round, record=record.digest, request=request.digest, share=sha256_hex(blob)
+            )
+            self.work.context.ledger.append_once(self.work.plan.study, body)
+            self.work.context.outbox.decide(
+                message_key, lambda: sign_envelope(message, self.work.plan.study, secrets.signing_key)
+            )
+        self.work.context.outbox.send(blob_key)
+        self.work.context.outbox.send(message_key)
+
+    def _make_share(
+        self, record: Signed[Record], request: Signed[ShareRequest], secrets: EpochSecrets, key_sum: bytes
+    ) -> bytes:
+        contributions = self.work.contributions(record.predicate.contributions)
+        sealed = {s: self._sealed(s, c.predicate) for s, c in contributions.items()}
+        certificate: dict[str, bytes] = {}
+        for holder, digest in request.predicate.certificate:
+            key_hex = self.work.epoch.public.signing_keys[holder]
+            found = read_record_signature(self.work.context.store, self.work.plan, holder, key_hex, record)
+            if found is None or found.digest != digest:
+                raise PeerError(
+                    "no-certificate", self.work.plan.coordinator.name, f"the signature of {holder} is not in the store."
+                )
+            certificate[holder] = found.data
+        return make_share(
+            secrets,
+            self.work.secure_sum(),
+            record.predicate,
+            record.digest,
+            request.predicate,
+            certificate,
+            key_sum,
+            sealed,
+            {s: c.predicate for s, c in contributions.items()},
+        )

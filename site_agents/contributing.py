@@ -1,0 +1,231 @@
+"""A site's contribution to a round: verify, validate, reserve, train, encrypt, upload; or refuse.
+
+Invariants: nothing is charged before every rule passed; nothing is computed before it is charged; what was decided once
+is replayed, with the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.canonical import sha256_hex
+from schemas.contract import ContractVerdict
+from schemas.envelope import sign_envelope
+from schemas.errors import ConsiliumError, OperationError, PeerError
+from schemas.layout import attempt_key
+from schemas.ledger import PrivacyReserved, Refused
+from schemas.messages import Contribution, Refusal
+from site_agents.lineage import model_before
+from site_agents.policy import Expected, verify_instruction
+from site_agents.round import SiteRound
+from tasks.ledger.budget import commit, reserve, would_admit
+from tasks.privacy.mechanism import mechanism_for
+from tasks.rounds import read_instruction
+from tasks.secure_sum.contribute import contribute
+from tasks.server_step import ModelState, released_weights, state_digest
+
+TRAINING_TIMEOUT_SECONDS = 600.0
+
+
+class Contributing:
+    """The contributing half of a site's round. Call `verify` before the other steps."""
+
+    def __init__(self, work: SiteRound) -> None:
+        self.work = work
+        self._state: ModelState | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether this site already contributed to, or refused, this attempt."""
+        return any(
+            self.work.context.outbox.stored(self.work.mine(item)) for item in ("contribution.json", "refusal.json")
+        )
+
+    @property
+    def refused(self) -> bool:
+        """Whether this site refused this attempt."""
+        return self.work.context.outbox.stored(self.work.mine("refusal.json")) is not None
+
+    def verify(self) -> None:
+        """Checks the instruction: signature, plan, epoch, model lineage, replay, and that the budget would admit it.
+
+        Raises:
+            PeerError, BudgetError, OperationError: named as in `site_agents.policy` and `tasks.ledger.budget`.
+        """
+        instruction, epoch = self.work.instruction, self.work.epoch
+        lineage = model_before(self.work.context, self.work.round)
+        first = None
+        if self.work.attempt > 1:
+            earlier = read_instruction(self.work.context.store, self.work.plan, self.work.round, 1)
+            first = earlier.predicate if earlier is not None else None
+        expected = Expected(
+            round=self.work.round,
+            attempt=self.work.attempt,
+            epoch=epoch.public.epoch,
+            sid_star=epoch.public.sid_star,
+            previous_opening=lineage.opening,
+            model=state_digest(lineage.state),
+            first_attempt=first,
+        )
+        verify_instruction(self.work.plan, instruction.predicate, self.work.context.name, expected)
+        self._state = lineage.state
+        if (
+            self.work.context.keystore.registered_record(epoch.public.epoch, self.work.round) is not None
+            and not self.decided
+        ):
+            raise PeerError(
+                "round-closed", self.work.plan.coordinator.name, "a record of this round was already certified."
+            )
+        if not self._reserved() and not self.decided:
+            event = mechanism_for(self.work.plan, instruction.predicate.kind).event()
+            would_admit(
+                self.work.context.ledger, self.work.context.cohort, event, self.work.plan.budget, self.work.plan.study
+            )
+
+    def validate(self) -> ContractVerdict:
+        """Checks the local table against the plan's contract.
+
+        Raises:
+            SiteDataError: naming rules, columns and the remedy, never a value.
+        """
+        from site_agents.cohort.reader import read_table
+        from tasks.contract.suite import verify_table
+
+        return verify_table(self.work.plan.contract, read_table(self.work.context.data, self.work.plan.contract))
+
+    def reserve(self) -> None:
+        """Charges the round's mechanism before data is touched; a replay charges nothing.
+
+        Raises:
+            BudgetError: `budget-exceeded`, naming requested, spent and limit.
+        """
+        if self._reserved():
+            return
+        event = mechanism_for(self.work.plan, self.work.instruction.predicate.kind).event()
+        reserve(
+            self.work.context.ledger,
+            self.work.context.cohort,
+            self.work.instruction.digest,
+            self.work.round,
+            event,
+            self.work.plan.study,
+            self.work.plan.budget,
+        )
+
+    def train(self) -> NDArray[np.int64]:
+        """Computes the noised integers m_i, once per (sid*, round); they stay in the site's private folder.
+
+        Raises:
+            PeerError: `round-dead`: m_i was computed under another ceremony and is never encrypted under this one.
+        """
+        sid_star = self.work.epoch.public.sid_star
+        private = f"private/{self.work.plan.study}/values-{self.work.round:04d}"
+        if not self._reserved():
+            raise OperationError("not-reserved", "The round was not charged.", "Report this: nothing was computed.")
+
+        def compute() -> bytes:
+            assert self._state is not None
+            kind = self.work.instruction.predicate.kind
+            weights = self._state.weights if kind == "train" else released_weights(self._state)
+            values = self.work.context.compute(
+                self.work.plan,
+                self.work.instruction.predicate,
+                weights,
+                self.work.context.data,
+                TRAINING_TIMEOUT_SECONDS,
+            )
+            return sid_star.encode() + values.astype("<i8").tobytes()
+
+        stored = self.work.context.outbox.decide(private, compute)
+        if stored[:64].decode() != sid_star:
+            raise PeerError(
+                "round-dead",
+                self.work.plan.coordinator.name,
+                f"round {self.work.round} was begun under another key ceremony.",
+            )
+        return np.frombuffer(stored[64:], dtype="<i8").astype(np.int64)
+
+    def encrypt(self, values: NDArray[np.int64], verdict: ContractVerdict) -> None:
+        """Encrypts m_i under a one-time key and decides the contribution; everything durable, nothing sent."""
+
+        def build(folder: Path) -> None:
+            key = self.work.context.home.identity.signing
+            parts = contribute(self.work.secure_sum(), self.work.context.name, values, key, folder / "bulk.bin")
+            (folder / "key.bin").write_bytes(parts.key_ciphertext)
+            for holder, blob in parts.shamir.items():
+                (folder / f"shamir-{holder}.bin").write_bytes(blob)
+            message = Contribution(
+                sid_star=self.work.epoch.public.sid_star,
+                round=self.work.round,
+                attempt=self.work.attempt,
+                instruction=self.work.instruction.digest,
+                sender=self.work.context.name,
+                ledger=self.work.context.ledger.position(),
+                verdict=verdict,
+                **parts.digests(),
+            )
+            (folder / "contribution.json").write_bytes(sign_envelope(message, self.work.plan.study, key))
+
+        self.work.context.outbox.decide_folder(self.work.mine("contribution.json").rsplit("/", 1)[0], build)
+
+    def upload(self) -> None:
+        """Sends the decided contribution and the ledger up to it, then commits the charge."""
+        outbox = self.work.context.outbox
+        stored = outbox.stored(self.work.mine("contribution.json"))
+        assert stored is not None
+        self.work.context.publish_ledger()
+        for site in self.work.plan.key_holders:
+            outbox.send(self.work.mine(f"shamir-{site.name}.bin"))
+        for item in ("key.bin", "bulk.bin", "contribution.json"):
+            outbox.send(self.work.mine(item))
+        commit(
+            self.work.context.ledger, self.work.plan.study, self.work.round, self._reserved_digest(), sha256_hex(stored)
+        )
+
+    def refuse(self, error: ConsiliumError, verdict: ContractVerdict | None = None) -> None:
+        """Declines this attempt: an entry in the ledger, then a signed refusal that carries only the error's code."""
+        instruction = self.work.context.store.get(
+            attempt_key(self.work.plan.study, self.work.round, self.work.attempt, None, "instruction.json")
+        )
+        digest = sha256_hex(instruction or b"")
+        already = any(
+            isinstance(entry.body, Refused) and entry.body.instruction == digest
+            for entry in self.work.context.ledger.find(self.work.plan.study, "refused")
+        )
+        if not already:
+            self.work.context.ledger.append_once(self.work.plan.study, Refused(instruction=digest, code=error.code))
+        message = Refusal(
+            instruction=digest,
+            sender=self.work.context.name,
+            code=error.code,
+            detail=error.message[:400] if error.code == "budget-exceeded" else "",
+            ledger=self.work.context.ledger.position(),
+            verdict=verdict,
+        )
+        key = self.work.context.home.identity.signing
+        self.work.context.outbox.answer(
+            self.work.mine("refusal.json"), lambda: sign_envelope(message, self.work.plan.study, key)
+        )
+        self.work.context.publish_ledger()
+
+    def resend(self) -> None:
+        """Sends again what was decided before this process started."""
+        if self.refused:
+            self.work.context.outbox.send(self.work.mine("refusal.json"))
+        else:
+            self.upload()
+
+    # --- parts
+
+    def _reserved_digest(self) -> str:
+        for entry in self.work.context.ledger.find(self.work.plan.study, "privacy-reserved"):
+            if isinstance(entry.body, PrivacyReserved) and entry.body.round == self.work.round:
+                return entry.body.instruction
+        return ""
+
+    def _reserved(self) -> bool:
+        # One charge per round: a later attempt re-sends the same m_i.
+        return self._reserved_digest() != ""
