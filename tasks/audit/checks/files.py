@@ -1,0 +1,167 @@
+"""Whose evidence this is, and whether it is whole: keys, manifest, names, canonical form."""
+
+from __future__ import annotations
+
+import base64
+
+from schemas.canonical import canonical_bytes, parse_canonical
+from schemas.envelope import PAYLOAD_TYPE, STATEMENT_TYPE, Envelope, Predicate, read_unverified_predicate
+from schemas.ledger import LedgerEntry
+from schemas.messages import EvidenceManifest
+from schemas.plan import StudyPlan
+from tasks.audit.context import AuditContext
+from tasks.audit.names import MANIFEST, Item, parse_name
+from tasks.audit.registry import AuditFailure, Check, Findings
+
+
+def check_identity(context: AuditContext, findings: Findings) -> str:
+    """Compares the plan's identity keys with the auditor's own list."""
+    keys = context.keys
+    if keys is None:
+        findings.add("public keys", "no key file from outside the evidence was given, so nothing ties it to anybody")
+        return ""
+    plan = context.plan
+    if keys.study is not None:
+        findings.expect(keys.study == context.study, "public keys", "the key file is for another study")
+    coordinator = (keys.coordinator.name, keys.coordinator.key)
+    findings.expect(
+        coordinator == (plan.coordinator.name, plan.coordinator.identity_key),
+        plan.coordinator.name,
+        "the plan's coordinator is not the one in the key file",
+    )
+    for site in plan.sites:
+        known = keys.sites.get(site.name)
+        findings.expect(known is not None, site.name, "is in the plan but not in the key file")
+        findings.expect(known in (None, site.identity_key), site.name, "has another key in the key file")
+    for name in sorted(set(keys.sites) - {site.name for site in plan.sites}):
+        findings.add(name, "is in the key file but not in the plan")
+    return f"{len(plan.sites) + 1} identity keys"
+
+
+def check_manifest(context: AuditContext, findings: Findings) -> str:
+    """Compares every file with the signed list."""
+    evidence = context.evidence
+    for path in evidence.irregular:
+        findings.add(path, "is not a regular file")
+    manifest = context.from_coordinator(MANIFEST, EvidenceManifest).predicate
+    listed = dict(manifest.files)
+    paths = [path for path, _ in manifest.files]
+    findings.expect(paths == sorted(set(paths)), MANIFEST, "its paths are not distinct and in order")
+    for path in evidence.paths:
+        if path == MANIFEST:
+            continue
+        if path not in listed:
+            findings.add(path, "is not in the manifest")
+        elif evidence.digest(path) != listed[path]:
+            findings.add(path, "does not have the digest that the manifest lists")
+    for path in sorted(set(listed) - set(evidence.paths)):
+        findings.add(path, "is in the manifest but missing")
+    return f"{len(listed)} files"
+
+
+def check_names(context: AuditContext, findings: Findings) -> str:
+    """Refuses files that no part of the protocol writes, and files of another study or an unknown site."""
+    plan = context.plan
+    sites = {site.name for site in plan.sites}
+    for path in context.evidence.paths:
+        if path == MANIFEST:
+            continue
+        item = parse_name(path)
+        if item is None:
+            findings.add(path, "is not a name that the protocol uses")
+            continue
+        findings.expect(item.study == plan.study, path, "belongs to another study")
+        findings.expect(item.site is None or item.site in sites, path, "belongs to a site that is not in the plan")
+        findings.expect(item.peer in ("", *sites), path, "is addressed to a site that is not in the plan")
+    return f"{len(context.items)} names"
+
+
+def check_canonical(context: AuditContext, findings: Findings) -> str:
+    """Re-encodes every signed message from its parsed content and compares byte for byte."""
+    count = 0
+    for item in context.items:
+        with findings.at(item.path):
+            if context.is_exempt(item) or item.form == "blob":
+                continue
+            count += _reencode_file(context, item)
+    with findings.at(MANIFEST):
+        _reencode(MANIFEST, EvidenceManifest, context.evidence.read(MANIFEST), context.study)
+    return f"{count + 1} messages and entries"
+
+
+def _reencode_file(context: AuditContext, item: Item) -> int:
+    data = context.evidence.read(item.path)
+    if item.form == "plan":
+        parse_canonical(StudyPlan, data, "the plan")
+        return 1
+    if item.form == "entries":
+        lines = data.split(b"\n")
+        if lines.pop() != b"" or not lines:
+            raise AuditFailure(item.path, "does not end with a whole entry")
+        for number, line in enumerate(lines, start=1):
+            # A site's ledger runs over all its studies: the statement's subject is not always this one.
+            _reencode(f"{item.path}, line {number}", LedgerEntry, line, None)
+        return len(lines)
+    assert not isinstance(item.form, str)
+    _reencode(item.path, item.form, data, context.study)
+    return 1
+
+
+def _reencode(place: str, model: type[Predicate], data: bytes, study: str | None) -> None:
+    kind, subject, raw = read_unverified_predicate(data)
+    if kind != model.predicate_type():
+        raise AuditFailure(place, f"expected a {model.predicate_type()}, got another statement")
+    if study is not None and subject != study:
+        raise AuditFailure(place, "is about another study")
+    predicate = parse_canonical(model, canonical_bytes(raw), f"the {model.__name__}")
+    payload = canonical_bytes(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": "study", "digest": {"sha256": subject}}],
+            "predicateType": model.predicate_type(),
+            "predicate": predicate.model_dump(mode="json"),
+        }
+    )
+    signatures = [
+        {"keyid": s.keyid, "sig": _b64(base64.b64decode(s.sig, validate=True))}
+        for s in parse_canonical(Envelope, data, "an envelope").signatures
+    ]
+    whole = canonical_bytes({"payload": _b64(payload), "payloadType": PAYLOAD_TYPE, "signatures": signatures})
+    if whole != data:
+        raise AuditFailure(place, "is not the canonical encoding of what it says")
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+CHECKS = (
+    Check(
+        "C01",
+        "Identity keys are those of the key file",
+        "Every signature below was made with a key that the auditor got from the institutions themselves.",
+        "That the key file is right: its owner must have obtained it outside the evidence.",
+        check_identity,
+    ),
+    Check(
+        "C02",
+        "Files are exactly those of the signed manifest",
+        "No file was changed, added or removed since the coordinator signed the export.",
+        "That the coordinator exported everything that exists; the logs and positions below speak to that.",
+        check_manifest,
+    ),
+    Check(
+        "C03",
+        "Every file name is one that the protocol uses",
+        "Nothing lies in the evidence that no check looks at.",
+        "Anything about the content of the files.",
+        check_names,
+    ),
+    Check(
+        "C04",
+        "Every message is the canonical encoding of its content",
+        "There is one reading of every signed message: re-encoding what was parsed gives the same bytes.",
+        "That a message is true or was signed by the right key.",
+        check_canonical,
+    ),
+)

@@ -1,0 +1,142 @@
+"""The study log and the sites' ledgers: whole, signed, closed and witnessed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from schemas.canonical import Digest
+from schemas.messages import LogPosition, Witness
+from tasks.audit.context import AuditContext, Log
+from tasks.audit.registry import AuditFailure, Check, Findings, NotApplicable
+from tasks.ledger.verify import verify_position
+
+
+def check_study_log(context: AuditContext, findings: Findings) -> str:
+    """Verifies the coordinator's log: signatures, chain, rules, and that its checkpoint closes it."""
+    log = context.log(context.plan.coordinator.name)
+    _expect_closed(log, findings)
+    return f"{len(log.envelopes)} entries"
+
+
+def check_ledgers(context: AuditContext, findings: Findings) -> str:
+    """Verifies every site's ledger: signatures, chain and rules."""
+    entries = 0
+    for site in context.plan.sites:
+        with findings.at(f"ledger of {site.name}"):
+            if not context.has_log(site.name) and not _has_acted(context, site.name):
+                continue
+            entries += len(context.log(site.name).envelopes)
+    return f"{entries} entries of {len(context.plan.sites)} sites"
+
+
+def check_closing(context: AuditContext, findings: Findings) -> str | NotApplicable:
+    """Looks for the closing checkpoint of every site that was there at the end."""
+    open_ended: list[str] = []
+    for site in context.plan.sites:
+        with findings.at(f"ledger of {site.name}"):
+            if not context.has_log(site.name) or context.log(site.name).checkpoint is None:
+                open_ended.append(site.name)
+                if not _is_absent_at_end(context, site.name):
+                    findings.add(
+                        f"ledger of {site.name}", "has no closing checkpoint though the site was in the last sum"
+                    )
+                continue
+            _expect_closed(context.log(site.name), findings)
+    if open_ended:
+        return NotApplicable(
+            f"silent at the end, later entries unknown: {', '.join(open_ended)}; all other ledgers are closed"
+        )
+    return f"{len(context.plan.sites)} checkpoints"
+
+
+def check_witnessing(context: AuditContext, findings: Findings) -> str:
+    """Compares every log position that others signed with the published logs."""
+    count = 0
+    for owner, place, position in _positions(context, findings):
+        with findings.at(place):
+            verify_position(context.tree(owner), owner, position)
+            count += 1
+    for item in context.select("witness"):
+        with findings.at(item.path):
+            name = item.site or context.plan.coordinator.name
+            witness = context.signed(item.path, Witness, name, context.identity_key(name)).predicate
+            findings.expect(witness.witness == name, item.path, "is in another name")
+            for owner, digest in witness.seen:
+                checkpoint = context.log(owner).checkpoint
+                same = checkpoint is not None and checkpoint.digest == digest
+                findings.expect(same, item.path, f"saw another checkpoint of {owner} than the one published")
+                count += 1
+    return f"{count} positions"
+
+
+def _positions(context: AuditContext, findings: Findings) -> Iterator[tuple[str, str, LogPosition]]:
+    """Yields (log owner, place, position) of every position that a participant signed."""
+    coordinator = context.plan.coordinator.name
+    for item in context.items:
+        with findings.at(item.path):
+            if context.is_exempt(item):
+                continue
+            if item.kind == "instruction":
+                yield coordinator, item.path, context.instruction(item.round, item.attempt).predicate.log
+            elif item.kind == "contribution" and item.site is not None:
+                found = context.contribution(item.round, item.attempt, item.site)
+                yield item.site, item.path, found.predicate.ledger
+            elif item.kind == "refusal" and item.site is not None:
+                yield item.site, item.path, context.refusal(item.round, item.attempt, item.site).predicate.ledger
+
+
+def _expect_closed(log: Log, findings: Findings) -> None:
+    place = f"ledger of {log.owner}"
+    if log.checkpoint is None:
+        raise AuditFailure(place, "has no closing checkpoint")
+    position: tuple[int, Digest] = (log.checkpoint.predicate.position.size, log.checkpoint.predicate.position.root)
+    findings.expect(log.checkpoint.predicate.owner == log.owner, log.checkpoint.path, "is of another log")
+    same = position == (len(log.envelopes), log.report.position.root)
+    findings.expect(same, log.checkpoint.path, "does not close the log as published")
+
+
+def _has_acted(context: AuditContext, site: str) -> bool:
+    return any(item.site == site and (item.round or item.epoch) for item in context.items)
+
+
+def _is_absent_at_end(context: AuditContext, site: str) -> bool:
+    """Tells whether the site neither contributed to the last record nor signed it."""
+    if not context.recorded_rounds:
+        return True
+    last = context.recorded_rounds[-1]
+    contributed = site in {name for name, _ in context.record(last).predicate.contributions}
+    return not contributed and site not in {item.site for item in context.select("record-signature", round=last)}
+
+
+CHECKS = (
+    Check(
+        "C09",
+        "The study log is signed, chained and closed",
+        "The coordinator's entries are in the order in which it signed them and none is missing before its "
+        "checkpoint; the log's rules hold (one record per round, no attempt after it).",
+        "That entries are true: the checks on rounds recompute what they state.",
+        check_study_log,
+    ),
+    Check(
+        "C10",
+        "Every site's ledger is signed and chained",
+        "Each site signed its entries in this order; none was changed, left out or moved.",
+        "That a site entered everything it did: it is assumed to follow the protocol.",
+        check_ledgers,
+    ),
+    Check(
+        "C11",
+        "Every ledger is closed by a checkpoint",
+        "No entry was cut from the end of a ledger. Not applicable names sites that were gone at the end.",
+        "Anything about entries that a site made after its checkpoint.",
+        check_closing,
+    ),
+    Check(
+        "C12",
+        "Positions that others signed lie on the published logs",
+        "No participant rewrote its log after somebody built on it: contributions, refusals, instructions and "
+        "witnesses carry size and root.",
+        "That every entry was witnessed: those after the last position rest on the checkpoint.",
+        check_witnessing,
+    ),
+)

@@ -1,0 +1,96 @@
+"""The sums themselves: bulk ciphertexts added again, and opened again from the published shares."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from schemas.canonical import sha256_hex
+from schemas.layout import attempt_key, round_key
+from tasks.audit.context import AuditContext
+from tasks.audit.registry import AuditFailure, Check, Findings, NotApplicable
+from tasks.secure_sum.bulk import add_bulk
+from tasks.secure_sum.opening import open_sum
+
+
+def check_bulk(context: AuditContext, findings: Findings) -> str | NotApplicable:
+    """Verifies every recorded bulk object against its Merkle root, adds them again and compares with the sum."""
+    if not context.opened_rounds:
+        return NotApplicable("no sum was opened")
+    for round_ in context.opened_rounds:
+        with findings.at(f"round {round_}"):
+            opening = context.opening(round_)
+            place = round_key(context.study, round_, None, "bulk-sum.bin")
+            same = _add_again(context, round_) == opening.predicate.bulk_sum == context.evidence.digest(place)
+            findings.expect(same, place, "is not the sum of the recorded bulk ciphertexts")
+    return f"{len(context.opened_rounds)} sums"
+
+
+def check_openings(context: AuditContext, findings: Findings) -> str | NotApplicable:
+    """Opens every sum again from the shares of its active set and compares with the published integers."""
+    if not context.opened_rounds:
+        return NotApplicable("no sum was opened")
+    for round_ in context.opened_rounds:
+        with findings.at(f"round {round_}"):
+            _check_opening(context, findings, round_)
+    return f"{len(context.opened_rounds)} openings, bit for bit"
+
+
+def _add_again(context: AuditContext, round_: int) -> str:
+    attempt = context.record(round_).predicate.attempt
+    sources = {
+        site: (found.predicate, context.evidence.file(attempt_key(context.study, round_, attempt, site, "bulk.bin")))
+        for site, found in context.recorded(round_).items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        return add_bulk(context.round_context(round_), sources, Path(folder) / "sum.bin")
+
+
+def _check_opening(context: AuditContext, findings: Findings, round_: int) -> None:
+    opening, record = context.opening(round_), context.record(round_)
+    given, place = opening.predicate, opening.path
+    header = (given.sid_star, given.round, given.attempt, given.record)
+    expected = (record.predicate.sid_star, round_, record.predicate.attempt, record.digest)
+    findings.expect(header == expected, place, "is not of this round's record")
+    numbers = [item.number for item in context.select("request", round=round_)]
+    request = next((r for n in numbers if (r := context.request(round_, n)).digest == given.request), None)
+    if request is None:
+        raise AuditFailure(place, "names a share request that is not in the evidence")
+    holders = tuple(holder for holder, _ in given.shares)
+    findings.expect(holders == request.predicate.active_set, place, "is not by exactly the active set of its request")
+    shares: dict[str, bytes] = {}
+    for holder, digest in given.shares:
+        share = context.share(round_, holder, request.predicate.number)
+        findings.expect(share.digest == digest, place, f"names another share of {holder}")
+        path = round_key(context.study, round_, holder, f"share-{request.predicate.number}.bin")
+        shares[holder] = context.evidence.read(path)
+        same = sha256_hex(shares[holder]) == share.predicate.share
+        findings.expect(same, path, "is not the share that its holder signed")
+    key_sum = context.evidence.read(round_key(context.study, round_, None, "key-sum.bin"))
+    bulk_sum = context.evidence.file(round_key(context.study, round_, None, "bulk-sum.bin"))
+    opened = open_sum(
+        context.round_context(round_), record.predicate, record.digest, request.predicate, key_sum, bulk_sum, shares
+    )
+    published = round_key(context.study, round_, None, "result.bin")
+    data = opened.astype("<i8").tobytes()
+    findings.expect(data == context.evidence.read(published), published, "is not what the shares open")
+    findings.expect(sha256_hex(data) == given.result, place, "states another result than the shares open")
+
+
+CHECKS = (
+    Check(
+        "C19",
+        "Every published sum of ciphertexts is the sum of the recorded ones",
+        "Each bulk ciphertext is the one its sender signed (Merkle root), and adding them again gives the same sum: "
+        "the coordinator neither left out, doubled nor shifted anything.",
+        "What is inside a single ciphertext: nobody can open one.",
+        check_bulk,
+    ),
+    Check(
+        "C20",
+        "Every opened sum follows from its t decryption shares",
+        "Opening again from the published shares gives the same integers as the coordinator published.",
+        "That the opened sum is of honest values.",
+        check_openings,
+    ),
+)

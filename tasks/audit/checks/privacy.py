@@ -1,0 +1,184 @@
+"""What the study cost each site's patients, recomputed from the ledgers' events."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from schemas.ledger import CohortRegistered, GaussianEvent, LedgerEntry, PrivacyReserved
+from schemas.messages import EpsilonReport
+from tasks.audit.context import AuditContext, Log
+from tasks.audit.registry import Check, Findings, NotApplicable
+from tasks.privacy.accounting import epsilon_report, exact, gdp_cost, gdp_limit
+from tasks.privacy.mechanism import mechanism_for
+from tasks.privacy.recompute import check_recomputations
+
+Place = str
+PARTS = ("training", "held-out")
+
+
+def check_reservations(context: AuditContext, findings: Findings) -> str | NotApplicable:
+    """Checks that every contribution was charged once, before it was made, with the plan's mechanism."""
+    contributions = context.select("contribution")
+    if not contributions:
+        return NotApplicable("no site contributed")
+    for site in context.plan.contributors:
+        with findings.at(f"ledger of {site.name}"):
+            if context.has_log(site.name):
+                _check_reserved_rounds(context, findings, site.name)
+    for item in contributions:
+        with findings.at(item.path):
+            if context.is_exempt(item):
+                continue
+            site = str(item.site)
+            given = context.contribution(item.round, item.attempt, site).predicate
+            charged = [e for _, e, body in _reservations(context, site) if body.round == item.round]
+            findings.expect(len(charged) == 1, item.path, f"was charged {len(charged)} times in the ledger of {site}")
+            early = all(entry.sequence < given.ledger.size for entry in charged)
+            findings.expect(early, item.path, f"was made before it was charged in the ledger of {site}")
+    return f"{len(contributions)} contributions, each charged once and before"
+
+
+def _check_reserved_rounds(context: AuditContext, findings: Findings, site: str) -> None:
+    rounds: set[int] = set()
+    for place, _, body in _reservations(context, site):
+        findings.expect(body.round not in rounds, place, f"charges round {body.round} a second time")
+        rounds.add(body.round)
+        attempts = context.attempts(body.round)
+        digests = {context.instruction(body.round, attempt).digest for attempt in attempts}
+        findings.expect(body.instruction in digests, place, "charges an instruction that is not in the evidence")
+        if attempts:
+            kind = context.instruction(body.round, attempts[0]).predicate.kind
+            expected = mechanism_for(context.plan, kind).event()
+            findings.expect(body.event == expected, place, "is not the plan's mechanism")
+
+
+def check_filter(context: AuditContext, findings: Findings) -> str | NotApplicable:
+    """Recomputes every site's privacy filter over its whole ledger, and the study's share of it."""
+    checked = 0
+    for site in context.plan.contributors:
+        with findings.at(f"ledger of {site.name}"):
+            if not context.has_log(site.name):
+                continue
+            log = context.log(site.name)
+            entries = [
+                (place, study, entry) for place, (study, entry) in zip(log.places, log.report.entries, strict=True)
+            ]
+            _replay_filter(findings, entries)
+            _check_study_total(context, findings, site.name)
+            checked += 1
+    return f"{checked} ledgers" if checked else NotApplicable("no ledger was published")
+
+
+def _replay_filter(findings: Findings, log: Log) -> None:
+    spent = dict.fromkeys(PARTS, Fraction(0))
+    limit: Fraction | None = None
+    for place, _, entry in log.entries:
+        body = entry.body
+        if isinstance(body, CohortRegistered):
+            limit = gdp_limit(body.epsilon, body.delta)
+        if not isinstance(body, PrivacyReserved):
+            continue
+        part = body.event.data
+        findings.expect(exact(body.before.spent) == spent[part], place, "does not start from the total before it")
+        spent[part] += gdp_cost(body.event)
+        findings.expect(exact(body.after.spent) == spent[part], place, "does not add the cost of its event")
+        if limit is None:
+            findings.add(place, "charges a cohort that has no budget")
+            continue
+        findings.expect(spent[part] <= limit, place, "exceeds the site's budget")
+        honest = exact(body.after.limit) <= limit
+        findings.expect(honest, place, "states a larger limit than the registered budget gives")
+
+
+def _check_study_total(context: AuditContext, findings: Findings, site: str) -> None:
+    budget = context.plan.budget
+    limit = gdp_limit(budget.epsilon, budget.delta)
+    for part in PARTS:
+        total = sum((gdp_cost(event) for event in _events(context, site, part)), Fraction(0))
+        place = f"ledger of {site}"
+        findings.expect(total <= limit, place, f"the study's {part} charges exceed the plan's epsilon {budget.epsilon}")
+
+
+def check_epsilon(context: AuditContext, findings: Findings) -> str | NotApplicable:
+    """Recomputes the released epsilon of every site in all readings from its ledger's events."""
+    if not context.released:
+        return NotApplicable("no model was released")
+    release = context.release
+    worst = 0.0
+    for stated, part in ((release.predicate.epsilon, "training"), (release.predicate.evaluation_epsilon, "held-out")):
+        expected: list[EpsilonReport] = []
+        for site in context.plan.contributors:
+            if context.has_log(site.name) and (events := _events(context, site.name, part)):
+                expected.append(epsilon_report(context.plan, site.name, events))
+        by_site = {report.site: report for report in stated}
+        findings.expect(
+            [r.site for r in stated] == [r.site for r in expected], release.path, f"its {part} cost names other sites"
+        )
+        for report in expected:
+            worst = max(worst, float(report.collusion))
+            same = by_site.get(report.site) == report
+            findings.expect(same, release.path, f"states another {part} cost of {report.site} than its ledger gives")
+    return f"at most {worst:g} per site at delta {context.plan.budget.delta}, under the plan's collusion"
+
+
+def check_independent(context: AuditContext, findings: Findings) -> str | NotApplicable:
+    """Recomputes epsilon with independent accountants and compares."""
+    done: dict[tuple[GaussianEvent, ...], str] = {}
+    names: set[str] = set()
+    for site in context.plan.contributors:
+        with findings.at(f"ledger of {site.name}"):
+            if not context.has_log(site.name):
+                continue
+            for part in PARTS:
+                events = _events(context, site.name, part)
+                if not events or events in done:
+                    continue
+                done[events] = site.name
+                for result in check_recomputations(events, context.plan.budget.delta):
+                    names.add(result.name)
+                    findings.expect(result.passed, f"ledger of {site.name}", f"{result.name}: {result.detail}")
+    return f"{', '.join(sorted(names))}" if done else NotApplicable("nothing was charged")
+
+
+def _reservations(context: AuditContext, site: str) -> list[tuple[Place, LedgerEntry, PrivacyReserved]]:
+    """Returns the study's reservations in a site's ledger."""
+    entries = context.log(site).about(context.study)
+    return [(place, entry, entry.body) for place, entry in entries if isinstance(entry.body, PrivacyReserved)]
+
+
+def _events(context: AuditContext, site: str, part: str) -> tuple[GaussianEvent, ...]:
+    return tuple(body.event for _, _, body in _reservations(context, site) if body.event.data == part)
+
+
+CHECKS = (
+    Check(
+        "C24",
+        "Every contribution was charged once, before it was made",
+        "The site entered the plan's mechanism into its ledger before the contribution that carries the ledger's "
+        "position; no round was charged twice and none was free.",
+        "That the site drew the noise that it entered: its software is trusted with its own patients.",
+        check_reservations,
+    ),
+    Check(
+        "C25",
+        "No privacy filter was exceeded",
+        "Over the whole life of each data source the charges of all studies stay within the site's own budget, and "
+        "this study's within the plan's.",
+        "That a site registered each data source once.",
+        check_filter,
+    ),
+    Check(
+        "C26",
+        "The released epsilon follows from the ledgers' events",
+        "Each site's cost under collusion, against outsiders and without the threshold key is what its events give.",
+        "That the unit and the assumptions (how many sites a patient is in, how many collude) fit reality.",
+        check_epsilon,
+    ),
+    Check(
+        "C27",
+        "Independent accountants agree",
+        "Google's dp-accounting, from the same events, finds a cost that is consistent with the filter's.",
+        "That the events are true; see C24.",
+        check_independent,
+    ),
+)

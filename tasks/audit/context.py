@@ -1,0 +1,374 @@
+"""What the checks share: the evidence, and messages verified once and then remembered.
+
+Invariant: everything returned here was verified under a key of the plan or of a verified ceremony. What does not verify
+raises `AuditFailure` with its place, again for every check that asks, so that no check silently goes without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.canonical import parse_canonical, sha256_hex
+from schemas.envelope import Predicate, open_envelope
+from schemas.errors import ConsiliumError
+from schemas.layout import (
+    approval_key,
+    attempt_key,
+    ceremony_key,
+    ledger_key,
+    plan_key,
+    release_key,
+    round_key,
+)
+from schemas.ledger import LedgerEntry
+from schemas.messages import (
+    Checkpoint,
+    Contribution,
+    DecryptionShare,
+    Instruction,
+    ModelRelease,
+    Opening,
+    PlanApproval,
+    Record,
+    RecordSignature,
+    Refusal,
+    ShareRequest,
+)
+from schemas.plan import StudyPlan
+from tasks.audit.evidence import EvidenceFolder
+from tasks.audit.keys import PublicKeys
+from tasks.audit.names import Item, parse_name
+from tasks.audit.registry import AuditFailure
+from tasks.ledger.merkle import MerkleTree
+from tasks.ledger.verify import LogReport, verify_log
+from tasks.secure_sum.ceremony import PHASES, EpochPublic, derive_public_epoch, self_test_count
+from tasks.secure_sum.context import RoundContext
+
+P = TypeVar("P", bound=Predicate)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Signed(Generic[P]):
+    """A verified message, its place, its envelope bytes and the digest by which others refer to it."""
+
+    path: str
+    predicate: P
+    data: bytes
+    digest: str
+
+
+@dataclass(frozen=True)
+class Log:
+    """One participant's log as published.
+
+    Attributes:
+        owner: Coordinator or site.
+        envelopes: Entries in order; `places` names file and line of each.
+        report: What `tasks.ledger.verify.verify_log` made of them.
+        checkpoint: The closing checkpoint, or None if the owner was not there to sign one.
+    """
+
+    owner: str
+    envelopes: tuple[bytes, ...]
+    places: tuple[str, ...]
+    report: LogReport
+    checkpoint: Signed[Checkpoint] | None
+
+    @property
+    def entries(self) -> tuple[tuple[str, str, LedgerEntry], ...]:
+        """(place, study, entry) of every entry in order."""
+        return tuple((place, *pair) for place, pair in zip(self.places, self.report.entries, strict=True))
+
+    def about(self, study: str) -> Iterator[tuple[str, LedgerEntry]]:
+        """Yields (place, entry) of the entries about one study."""
+        return ((place, entry) for place, subject, entry in self.entries if subject == study)
+
+
+class AuditContext:
+    """One evidence folder under audit."""
+
+    def __init__(self, evidence: EvidenceFolder, keys: PublicKeys | None) -> None:
+        self.evidence = evidence
+        self.keys = keys
+        named = ((path, parse_name(path)) for path in evidence.paths)
+        self.items: tuple[Item, ...] = tuple(item for _, item in named if item is not None)
+        self._by_kind: dict[str, list[Item]] = {}
+        for item in self.items:
+            self._by_kind.setdefault(item.kind, []).append(item)
+        self._memory: dict[Any, Any] = {}
+
+    def remember(self, key: Any, compute: Callable[[], T], place: str) -> T:
+        """Returns `compute()`, computed once; a refusal is remembered too and raised as `AuditFailure`."""
+        if key not in self._memory:
+            try:
+                self._memory[key] = compute()
+            except AuditFailure as failure:
+                self._memory[key] = failure
+            except ConsiliumError as error:
+                self._memory[key] = AuditFailure(place, str(error))
+        value = self._memory[key]
+        if isinstance(value, AuditFailure):
+            raise AuditFailure(value.place, value.reason)
+        return cast(T, value)
+
+    def select(self, kind: str, **numbers: int) -> list[Item]:
+        """Returns the items of a kind (and epoch, round, attempt, number), in path order."""
+        wanted = list(numbers.items())
+        found = self._by_kind.get(kind, [])
+        return [item for item in found if all(getattr(item, name) == value for name, value in wanted)]
+
+    # --- plan
+
+    @property
+    def study(self) -> str:
+        """The only study of the evidence, by its folder name."""
+        studies = sorted({item.study for item in self.items})
+        if len(studies) != 1:
+            raise AuditFailure("coordinator", f"expected the objects of exactly one study, found {len(studies)}")
+        return studies[0]
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The plan, whose digest is the study id."""
+        return self.remember("plan", self._read_plan, "coordinator")
+
+    def _read_plan(self) -> StudyPlan:
+        path = plan_key(self.study)
+        data = self.evidence.read(path)
+        if sha256_hex(data) != self.study:
+            raise AuditFailure(path, "its digest is not the study id that everybody approved")
+        try:
+            return parse_canonical(StudyPlan, data, "the plan")
+        except ConsiliumError as error:
+            raise AuditFailure(path, str(error)) from None
+
+    def identity_key(self, name: str) -> str:
+        """Returns the identity key of the coordinator or a site, from the plan."""
+        plan = self.plan
+        return plan.coordinator.identity_key if name == plan.coordinator.name else plan.site(name).identity_key
+
+    # --- signed messages
+
+    def signed(self, path: str, model: type[P], sender: str, key_hex: str) -> Signed[P]:
+        """Returns the message at `path`, verified to be a `model` of this study signed with `key_hex`."""
+
+        def read() -> Signed[P]:
+            data = self.evidence.read(path)
+            return Signed(path, open_envelope(model, data, self.study, key_hex, sender), data, sha256_hex(data))
+
+        return self.remember((path, model, key_hex), read, path)
+
+    def from_coordinator(self, path: str, model: type[P]) -> Signed[P]:
+        """Returns a message that the coordinator signed."""
+        return self.signed(path, model, self.plan.coordinator.name, self.plan.coordinator.identity_key)
+
+    def from_site(self, path: str, model: type[P], site: str) -> Signed[P]:
+        """Returns a message that a site signed with its identity key."""
+        return self.signed(path, model, site, self.identity_key(site))
+
+    def from_holder(self, path: str, model: type[P], holder: str, epoch: int) -> Signed[P]:
+        """Returns a message that a key holder signed with its key of a verified epoch."""
+        keys = self.epoch(epoch).signing_keys
+        if holder not in keys:
+            raise AuditFailure(path, f"{holder} holds no key in epoch {epoch}")
+        return self.signed(path, model, holder, keys[holder])
+
+    def approval(self, name: str) -> Signed[PlanApproval]:
+        """Returns a participant's approval of the plan."""
+        path = approval_key(self.study, name, coordinator=name == self.plan.coordinator.name)
+        return self.signed(path, PlanApproval, name, self.identity_key(name))
+
+    # --- rounds
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Numbers of all rounds with any object, ascending."""
+        return tuple(sorted({item.round for item in self.items if item.round}))
+
+    @property
+    def opened_rounds(self) -> tuple[int, ...]:
+        """Numbers of the rounds with an opening, ascending."""
+        return tuple(sorted({item.round for item in self.select("opening")}))
+
+    @property
+    def recorded_rounds(self) -> tuple[int, ...]:
+        """Numbers of the rounds with a record, ascending."""
+        return tuple(sorted({item.round for item in self.select("record")}))
+
+    def attempts(self, round_: int) -> tuple[int, ...]:
+        """Returns the attempts of a round that have an instruction, ascending."""
+        return tuple(sorted(item.attempt for item in self.select("instruction", round=round_)))
+
+    def instruction(self, round_: int, attempt: int) -> Signed[Instruction]:
+        """Returns the instruction of an attempt."""
+        return self.from_coordinator(attempt_key(self.study, round_, attempt, None, "instruction.json"), Instruction)
+
+    def record(self, round_: int) -> Signed[Record]:
+        """Returns the round's record."""
+        return self.from_coordinator(round_key(self.study, round_, None, "record.json"), Record)
+
+    def opening(self, round_: int) -> Signed[Opening]:
+        """Returns the round's opening."""
+        return self.from_coordinator(round_key(self.study, round_, None, "opening.json"), Opening)
+
+    def request(self, round_: int, number: int) -> Signed[ShareRequest]:
+        """Returns a share request."""
+        return self.from_coordinator(round_key(self.study, round_, None, f"request-{number}.json"), ShareRequest)
+
+    def contribution(self, round_: int, attempt: int, site: str) -> Signed[Contribution]:
+        """Returns a site's contribution to an attempt."""
+        return self.from_site(attempt_key(self.study, round_, attempt, site, "contribution.json"), Contribution, site)
+
+    def refusal(self, round_: int, attempt: int, site: str) -> Signed[Refusal]:
+        """Returns a site's refusal of an attempt."""
+        return self.from_site(attempt_key(self.study, round_, attempt, site, "refusal.json"), Refusal, site)
+
+    def record_signature(self, round_: int, holder: str) -> Signed[RecordSignature]:
+        """Returns a holder's signature on the round's record, under the key of the record's epoch."""
+        path = round_key(self.study, round_, holder, "record-signature.json")
+        return self.from_holder(path, RecordSignature, holder, self.record(round_).predicate.epoch)
+
+    def share(self, round_: int, holder: str, number: int) -> Signed[DecryptionShare]:
+        """Returns a holder's answer to a share request."""
+        path = round_key(self.study, round_, holder, f"share-{number}.json")
+        return self.from_holder(path, DecryptionShare, holder, self.record(round_).predicate.epoch)
+
+    def recorded(self, round_: int) -> dict[str, Signed[Contribution]]:
+        """Returns the contributions in the round's record, by sender; each is the one that the record names."""
+        record = self.record(round_).predicate
+        found: dict[str, Signed[Contribution]] = {}
+        for sender, digest in record.contributions:
+            contribution = self.contribution(round_, record.attempt, sender)
+            if contribution.digest != digest:
+                raise AuditFailure(contribution.path, f"is not the contribution in the record of round {round_}")
+            found[sender] = contribution
+        return found
+
+    def round_context(self, round_: int) -> RoundContext:
+        """Returns the arithmetic context of the round's recorded attempt."""
+
+        def build() -> RoundContext:
+            record = self.record(round_).predicate
+            instruction = self.instruction(round_, record.attempt)
+            public = self.epoch(instruction.predicate.epoch)
+            return RoundContext.of(self.plan, public, instruction.predicate, instruction.digest)
+
+        return self.remember(("round-context", round_), build, f"round {round_}")
+
+    def result(self, round_: int) -> NDArray[np.int64]:
+        """Returns the round's published integers; their digest is the signed opening's."""
+        path = round_key(self.study, round_, None, "result.bin")
+        data = self.evidence.read(path)
+        if sha256_hex(data) != self.opening(round_).predicate.result or len(data) % 8:
+            raise AuditFailure(path, "is not the result that the opening names")
+        return np.frombuffer(data, dtype="<i8").astype(np.int64)
+
+    @property
+    def release(self) -> Signed[ModelRelease]:
+        """The release."""
+        return self.from_coordinator(release_key(self.study, "release.json"), ModelRelease)
+
+    @property
+    def released(self) -> bool:
+        """Whether the evidence has a release."""
+        return bool(self.select("release"))
+
+    # --- key ceremonies
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """Numbers of all epochs with any object, ascending."""
+        return tuple(sorted({item.epoch for item in self.items if item.epoch}))
+
+    def epoch(self, number: int) -> EpochPublic:
+        """Returns the public side of a key ceremony, re-derived from its messages."""
+        return self.remember(("epoch", number), lambda: self._derive_epoch(number), f"epoch {number}")
+
+    def epoch_complete(self, number: int) -> bool:
+        """Tells whether every key holder signed the epoch's transcript."""
+        signed = {item.site for item in self.select("transcript", epoch=number)}
+        return signed >= {site.name for site in self.plan.key_holders}
+
+    def _derive_epoch(self, number: int) -> EpochPublic:
+        envelopes: dict[tuple[str, str], bytes] = {}
+        blobs: dict[tuple[str, str], bytes] = {}
+        for site in self.plan.key_holders:
+            for phase in (*PHASES, "transcript"):
+                path = ceremony_key(self.study, number, site.name, f"{phase}.json")
+                envelopes[phase, site.name] = self.evidence.read(path)
+            tests = (f"self-test-{k}" for k in range(1, self_test_count(self.plan, site.name) + 1))
+            for item in ("public-share", *tests):
+                path = ceremony_key(self.study, number, site.name, f"{item}.bin")
+                blobs[item, site.name] = self.evidence.read(path)
+        return derive_public_epoch(self.plan, number, envelopes, blobs)
+
+    # --- logs
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """The coordinator and all sites."""
+        return (self.plan.coordinator.name, *(site.name for site in self.plan.sites))
+
+    def has_log(self, owner: str) -> bool:
+        """Tells whether any entry of `owner` was published."""
+        return bool(self._slices(owner))
+
+    def tree(self, owner: str) -> MerkleTree:
+        """Returns the Merkle tree over a participant's verified log."""
+        return self.remember(("tree", owner), lambda: MerkleTree(self.log(owner).envelopes), f"ledger of {owner}")
+
+    def log(self, owner: str) -> Log:
+        """Returns a participant's verified log."""
+        return self.remember(("log", owner), lambda: self._read_log(owner), f"ledger of {owner}")
+
+    def _read_log(self, owner: str) -> Log:
+        envelopes, places = self._read_entries(owner)
+        checkpoint = self._read_checkpoint(owner)
+        report = verify_log(
+            envelopes, owner, self.identity_key(owner), checkpoint.predicate if checkpoint is not None else None
+        )
+        return Log(owner, envelopes, places, report, checkpoint)
+
+    def _read_entries(self, owner: str) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+        envelopes: list[bytes] = []
+        places: list[str] = []
+        for item in self._slices(owner):
+            if item.number != len(envelopes):
+                raise AuditFailure(item.path, f"expected the entries from {len(envelopes)} on: entries are missing")
+            data = self.evidence.read(item.path)
+            if not data.endswith(b"\n"):
+                raise AuditFailure(item.path, "does not end with a whole entry")
+            lines = data[:-1].split(b"\n")
+            envelopes += lines
+            places += [f"{item.path}, line {line}" for line in range(1, len(lines) + 1)]
+        if not envelopes:
+            raise AuditFailure(f"ledger of {owner}", "no entry was published")
+        return tuple(envelopes), tuple(places)
+
+    def _read_checkpoint(self, owner: str) -> Signed[Checkpoint] | None:
+        path = ledger_key(self.study, owner, owner == self.plan.coordinator.name, "checkpoint.json")
+        if not self.evidence.exists(path):
+            return None
+        return self.signed(path, Checkpoint, owner, self.identity_key(owner))
+
+    def _slices(self, owner: str) -> list[Item]:
+        site = None if owner == self.plan.coordinator.name else owner
+        return sorted((i for i in self.select("entries") if i.site == site), key=lambda item: item.number)
+
+    # --- drop-outs
+
+    def is_exempt(self, item: Item) -> bool:
+        """Tells whether a signed record names the owner's answer to this attempt as invalid.
+
+        Such an answer is kept as it came and is bound by the manifest only.
+        """
+        if not item.attempt or item.site is None or not self.select("record", round=item.round):
+            return False
+        record = self.record(item.round).predicate
+        return record.attempt == item.attempt and (item.site, "invalid") in record.dropped

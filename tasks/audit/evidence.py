@@ -1,0 +1,61 @@
+"""The evidence folder as bytes: read only, regular files only, nothing followed out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from tasks.audit.registry import AuditFailure
+
+
+class EvidenceFolder:
+    """Files by their path relative to the folder (POSIX form)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._digests: dict[str, str] = {}
+        files: list[str] = []
+        irregular: list[str] = []
+        for folder, folders, names in os.walk(root, followlinks=False):
+            links = [name for name in folders if (Path(folder) / name).is_symlink()]
+            for name in (*names, *links):
+                path = Path(folder) / name
+                regular = stat.S_ISREG(path.lstat().st_mode)
+                (files if regular else irregular).append(path.relative_to(root).as_posix())
+        self.paths = tuple(sorted(files))
+        self._known = frozenset(files)
+        # A link or device could show an auditor other bytes than the next one.
+        self.irregular = tuple(sorted(irregular))
+
+    def exists(self, path: str) -> bool:
+        """Tells whether `path` is a regular file of the evidence."""
+        return path in self._known
+
+    def read(self, path: str) -> bytes:
+        """Returns the bytes of a file.
+
+        Raises:
+            AuditFailure: it is missing.
+        """
+        if not self.exists(path):
+            raise AuditFailure(path, "is missing")
+        return (self.root / path).read_bytes()
+
+    def file(self, path: str) -> Path:
+        """Returns where a file lies, for streaming.
+
+        Raises:
+            AuditFailure: it is missing.
+        """
+        if not self.exists(path):
+            raise AuditFailure(path, "is missing")
+        return self.root / path
+
+    def digest(self, path: str) -> str:
+        """Returns the SHA-256 (hex) of a file, streamed once."""
+        if path not in self._digests:
+            with self.file(path).open("rb") as source:
+                self._digests[path] = hashlib.file_digest(source, "sha256").hexdigest()
+        return self._digests[path]

@@ -1,0 +1,58 @@
+"""The list of public keys that an auditor obtains outside the evidence: what ties signatures to institutions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from schemas.canonical import Digest, HexKey, Name, Strict, parse_json
+from schemas.errors import EvidenceError
+from schemas.plan import StudyPlan
+
+MAXIMUM_BYTES = 4 * 1024 * 1024
+
+
+class CoordinatorKey(Strict):
+    name: Name
+    key: HexKey
+
+
+class PublicKeys(Strict):
+    """Identity keys (raw Ed25519, hex) by name; `study` pins a plan digest where the auditor knows it."""
+
+    format: Literal["consilium/public-keys/1"] = "consilium/public-keys/1"
+    study: Digest | None = None
+    coordinator: CoordinatorKey
+    sites: dict[Name, HexKey]
+
+
+def public_keys_document(plan: StudyPlan) -> dict[str, Any]:
+    """Returns the public-key document of a plan's participants, to be kept apart from the evidence."""
+    keys = PublicKeys(
+        study=plan.study,
+        coordinator=CoordinatorKey(name=plan.coordinator.name, key=plan.coordinator.identity_key),
+        sites={site.name: site.identity_key for site in plan.sites},
+    )
+    return keys.model_dump(mode="json")
+
+
+def read_public_keys(path: Path) -> PublicKeys:
+    """Reads a public-key document.
+
+    Raises:
+        EvidenceError: `keys-unreadable`.
+    """
+    try:
+        data = path.read_bytes()
+        if len(data) > MAXIMUM_BYTES:
+            raise ValueError("too large")
+        return PublicKeys.model_validate_json(json.dumps(parse_json(data, path.name)))
+    except (OSError, ValueError, ValidationError, EvidenceError):
+        raise EvidenceError(
+            "keys-unreadable",
+            f"Expected a public-key document at {path.name}.",
+            "Ask the study's institutions for it; the evidence itself cannot vouch for its keys.",
+        ) from None
