@@ -46,8 +46,9 @@ from tasks.audit.names import Item, parse_name
 from tasks.audit.registry import AuditFailure
 from tasks.ledger.merkle import MerkleTree
 from tasks.ledger.verify import LogReport, verify_log
-from tasks.secure_sum.ceremony import PHASES, EpochPublic, derive_public_epoch, self_test_count
+from tasks.secure_sum.ceremony import PHASES, derive_public_epoch, self_test_count
 from tasks.secure_sum.context import RoundContext
+from tasks.secure_sum.epoch import EpochPublic
 
 P = TypeVar("P", bound=Predicate)
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from schemas.errors import ConsiliumError
-from tasks.audit.report import CheckResult, Finding
+from tasks.audit.report import CheckResult, Finding, Status
 
 if TYPE_CHECKING:
     from tasks.audit.context import AuditContext
@@ -95,7 +95,7 @@ def run_check(check: Check, context: AuditContext) -> CheckResult:
 
 
 def _result(check: Check, found: list[Finding], outcome: str | NotApplicable) -> CheckResult:
-    status = "failed" if found else "not-applicable" if isinstance(outcome, NotApplicable) else "checked"
+    status: Status = "failed" if found else "not-applicable" if isinstance(outcome, NotApplicable) else "checked"
     detail = outcome.reason if isinstance(outcome, NotApplicable) else outcome
     if found:
         detail = f"{len(found)} contradiction(s)"

@@ -47,7 +47,7 @@ def _check_site_entries(context: AuditContext, findings: Findings) -> None:
 
 CHECKS = (
     Check(
-        "C28",
+        "C29",
         "The release agrees with its log entries and the rounds",
         "What was released is what the study log and the sites that recomputed it entered; it says how many rounds "
         "it took and whether the study was complete.",
