@@ -101,6 +101,11 @@ def start_prefect_server(
     return server
 
 
+def poll_seconds_for(database: Database) -> float:
+    """Returns the pause between an idle agent's questions that a server on `database` bears."""
+    return _POLL_SECONDS[database]
+
+
 def prefect_client_environment(
     api_url: str, home: Path, *, database: Database = "postgresql", poll_seconds: float | None = None
 ) -> dict[str, str]:
@@ -114,7 +119,7 @@ def prefect_client_environment(
     """
     return (
         _NO_TELEMETRY
-        | _without_proxy(api_url)
+        | _local_shortcuts(api_url)
         | {
             "PREFECT_API_URL": api_url,
             "PREFECT_HOME": str(home.resolve()),
@@ -221,9 +226,12 @@ def _is_loopback(api_url: str) -> bool:
     return urlsplit(api_url).hostname in _LOOPBACK
 
 
-def _without_proxy(api_url: str) -> dict[str, str]:
-    """Returns the setting that keeps requests to this machine away from a configured proxy."""
+def _local_shortcuts(api_url: str) -> dict[str, str]:
+    """Returns what is different for a server on this machine: no proxy in between, no request for a CSRF token."""
     if not _is_loopback(api_url):
         return {}
     names = [name for name in os.environ.get("NO_PROXY", "").split(",") if name]
-    return {"NO_PROXY": ",".join(dict.fromkeys([*names, *_LOOPBACK]))}
+    return {
+        "NO_PROXY": ",".join(dict.fromkeys([*names, *_LOOPBACK])),
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+    }

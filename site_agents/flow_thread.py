@@ -8,21 +8,26 @@ import contextvars
 import copy
 import functools
 import threading
-from collections.abc import Coroutine, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
 
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.flow_engine import run_flow_async
 from prefect.flows import Flow
 from prefect.settings import get_current_settings
+from prefect.states import Crashed
 
 from site_agents.run_states import refused_state, state_of_error
+
+AGENT_STOPPED: Final = "agent-stopped"
 
 SiteFlow = Flow[..., Coroutine[Any, Any, Any]]
 
 
-def guard_flow(flow: SiteFlow) -> SiteFlow:
+def guard_flow(flow: SiteFlow, cancelled_as: Callable[[], State[Any]]) -> SiteFlow:
     """Returns a copy whose body runs once, whose errors leave as codes and whose results stay in memory or here.
+
+    `cancelled_as` says in which state a cancelled body ends.
 
     The server can name a result storage of its own for flows that name none, and can answer a finished run with
     "running" so that the engine starts the body again; both end here.
@@ -39,6 +44,8 @@ def guard_flow(flow: SiteFlow) -> SiteFlow:
         started = True
         try:
             return await body(*args, **kwargs)
+        except asyncio.CancelledError:
+            return cancelled_as()
         except Exception as error:
             return state_of_error(error)
 
@@ -57,7 +64,7 @@ class FlowThread:
     """
 
     def __init__(self, flow: SiteFlow, flow_run: FlowRun, parameters: Mapping[str, Any]) -> None:
-        self._flow = guard_flow(flow)
+        self._flow = guard_flow(flow, lambda: self._cancelled or Crashed(message=AGENT_STOPPED))
         # Without its deployment the engine opens no observer for suspension, which this site does not offer.
         self._flow_run = flow_run.model_copy(update={"deployment_id": None})
         self._parameters = dict(parameters)
@@ -65,7 +72,7 @@ class FlowThread:
         self._ended: asyncio.Future[BaseException | None] = self._owner.create_future()
         self._lock = threading.Lock()
         self._inner: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
-        self._cancelled = False
+        self._cancelled: State[Any] | None = None
 
     def start(self) -> None:
         """Starts the thread."""
@@ -76,10 +83,10 @@ class FlowThread:
         """Waits for the end of the run; returns what ended its thread unexpectedly, if anything."""
         return await asyncio.shield(self._ended)
 
-    def cancel(self) -> None:
-        """Asks the run to end; the engine then reports it as crashed."""
+    def cancel(self, ends_as: State[Any] | None = None) -> None:
+        """Asks the run to end, in the given state or as crashed because the agent stops."""
         with self._lock:
-            self._cancelled = True
+            self._cancelled = ends_as or Crashed(message=AGENT_STOPPED)
             if self._inner is not None:
                 loop, task = self._inner
                 with contextlib.suppress(RuntimeError):  # its loop has just closed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
 import prefect._internal.states
@@ -52,7 +52,7 @@ def state_of_error(error: Exception) -> State[Any]:
     return failed_state(INTERNAL_ERROR)
 
 
-def coded(step: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R | State[Any]]]:
+def coded(step: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R | State[Any]]]:
     """Wraps an async step, below Prefect's `@task`, so that an error ends it in a coded state instead of a traceback.
 
     Call such a task with `return_state=True` where the flow goes on after a refusal.

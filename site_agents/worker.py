@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -32,6 +33,7 @@ from prefect.client.schemas.objects import Flow as KnownFlow
 from prefect.client.schemas.objects import FlowRun, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import InfrastructureNotFound, ObjectAlreadyExists, ObjectNotFound
+from prefect.states import Cancelled
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import BaseModel, ValidationError
 
@@ -47,6 +49,8 @@ _CLOSED_TEMPLATE: Final[dict[str, Any]] = {
 }
 _LONGEST_BACKOFF_SECONDS: Final = 15.0
 _CANCEL_CHECK_SECONDS: Final = 5.0
+_EAGER_SECONDS: Final = 60.0
+_CALM_POLL_SECONDS: Final = 1.0
 
 _log = logging.getLogger("consilium.site")
 
@@ -71,11 +75,7 @@ class AgentFlow:
 
 
 class RefusedRunError(Exception):
-    """A run that this site does not accept."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
+    """A run that this site does not accept; its text is a code."""
 
 
 class SiteJobConfiguration(BaseJobConfiguration):
@@ -181,6 +181,7 @@ class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult
         self._flows = dict(flows)
         self._on_refusal = on_refusal
         self._threads: dict[UUID, FlowThread] = {}
+        self._last_run_ended = time.monotonic()
 
     @classmethod
     def get_default_base_job_template(cls) -> dict[str, Any]:
@@ -198,7 +199,7 @@ class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult
         try:
             accepted, parameters = accept_run(self._site, self._flows, flow_run, configuration)
         except RefusedRunError as refusal:
-            await self._refuse(flow_run, refusal.code)
+            await self._refuse(flow_run, str(refusal))
             _report_started(task_status, identifier)
             return SiteResult(identifier=identifier, status_code=0)
         thread = FlowThread(accepted.flow, flow_run, parameters.model_dump())
@@ -212,6 +213,7 @@ class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult
             raise
         finally:
             self._threads.pop(flow_run.id, None)
+            self._last_run_ended = time.monotonic()
         if error is not None:
             _log.error("flow run %s ended early: %s", flow_run.id, type(error).__name__, exc_info=error)
         return SiteResult(identifier=identifier, status_code=0 if error is None else 1)
@@ -236,21 +238,27 @@ class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult
         thread = self._threads.get(UUID(run_id)) if name == self.name else None
         if thread is None:
             raise InfrastructureNotFound("This agent does not run that flow run.")
-        thread.cancel()
+        thread.cancel(Cancelled(message="cancelled-on-request"))
         with anyio.move_on_after(grace_seconds):
             await thread.wait()
+
+    def pause_seconds(self, poll_seconds: float) -> float:
+        """Returns the pause before the next question: short only when a next round is likely to be waiting."""
+        expects_work = not self._threads and time.monotonic() - self._last_run_ended < _EAGER_SECONDS
+        return poll_seconds if expects_work else max(poll_seconds, _CALM_POLL_SECONDS)
+
+    async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
+        """Leaves out a request: the work pool's name tells the site."""
+
+    async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
+        """Leaves out a request: this worker submits to nobody."""
 
     async def stop_withdrawn_runs(self) -> None:
         """Cancels the threads of runs that somebody cancelled, or declared dead, on the server."""
         for run_id, thread in list(self._threads.items()):
-            flow_run = await self.client.read_flow_run(run_id)
-            state = flow_run.state
-            if state is None or not (state.is_cancelling() or state.is_final()):
-                continue
-            thread.cancel()
-            if state.is_cancelling():
-                await thread.wait()
-                await self._mark_flow_run_as_cancelled(flow_run, state_updates={"message": "Cancelled on request."})
+            state = (await self.client.read_flow_run(run_id)).state
+            if state is not None and (state.is_cancelling() or state.is_final()):
+                thread.cancel(Cancelled(message="cancelled-on-request"))
 
     async def finish_runs(self, grace_seconds: float) -> None:
         """Gives running flows `grace_seconds` to end, then cancels them so that none stays `Running` for ever."""
@@ -336,7 +344,7 @@ async def run_agent(
         site: The site's name; its pool and deployments are named after it.
         flows: Flow name to local flow.
         on_refusal: Called with (code, flow run id) for each refused run.
-        poll_seconds: Pause between two questions to the server.
+        poll_seconds: Pause between two questions to the server while a run is expected; about a second otherwise.
         register: Make pool and deployments first; False in a deployment whose coordinator made them.
         on_ready: Called once the first question is about to be asked.
         grace_seconds: Time that running flows get to end after the signal.
@@ -359,9 +367,9 @@ async def run_agent(
         ConsiliumWorker(pool_name(site), site=site, flows=flows, on_refusal=on_refusal) as worker,
     ):
         async with anyio.create_task_group() as loops:
-            loops.start_soon(_repeat, worker.get_and_submit_flow_runs, poll_seconds)
-            loops.start_soon(_repeat, worker.sync_with_backend, float(worker.heartbeat_interval_seconds))
-            loops.start_soon(_repeat, worker.stop_withdrawn_runs, max(_CANCEL_CHECK_SECONDS, poll_seconds))
+            loops.start_soon(_repeat, worker.get_and_submit_flow_runs, lambda: worker.pause_seconds(poll_seconds))
+            loops.start_soon(_repeat, worker.sync_with_backend, lambda: worker.heartbeat_interval_seconds)
+            loops.start_soon(_repeat, worker.stop_withdrawn_runs, lambda: max(_CANCEL_CHECK_SECONDS, poll_seconds))
             if on_ready is not None:
                 on_ready()
             await stop.wait()
@@ -369,7 +377,7 @@ async def run_agent(
         await worker.finish_runs(grace_seconds)
 
 
-async def _repeat(work: Callable[[], Awaitable[object]], pause_seconds: float) -> None:
+async def _repeat(work: Callable[[], Awaitable[object]], pause_seconds: Callable[[], float]) -> None:
     """Calls `work` for ever; a server that is away is asked less often and never given up."""
     failures = 0
     while True:
@@ -380,7 +388,8 @@ async def _repeat(work: Callable[[], Awaitable[object]], pause_seconds: float) -
             failures += 1
             if failures in (1, 10) or failures % 100 == 0:
                 _log.warning("the Prefect server does not answer (%s); trying again", type(error).__name__)
-        await anyio.sleep(min(pause_seconds * 2 ** min(failures, 8), max(pause_seconds, _LONGEST_BACKOFF_SECONDS)))
+        pause = pause_seconds()
+        await anyio.sleep(min(pause * 2 ** min(failures, 8), max(pause, _LONGEST_BACKOFF_SECONDS)))
 
 
 @contextlib.asynccontextmanager
