@@ -77,8 +77,10 @@ def _start_mlflow(workdir: Workdir, control: ControlPlane) -> tuple[ChildProcess
 
 
 def _is_answering(url: str) -> bool:
+    # A proxy of the environment cannot reach this machine's own ports.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  an address of this machine, made above
+        with opener.open(url, timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
