@@ -16,6 +16,7 @@ import numpy as np
 import tenseal.sealapi as seal
 
 from tasks.secure_sum.ckks import ring_primes
+from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.modular import UInt64
 from tasks.secure_sum.parameters import SumParameters
 
@@ -113,3 +114,14 @@ class _MemoryFile:
         """Replaces the content."""
         with open(self._descriptor, "wb", closefd=False) as out:
             out.write(data)
+
+
+_HALVES: dict[str, SealHalf] = {}
+
+
+def seal_half(parameters: SumParameters, public: EpochPublic) -> SealHalf:
+    """Returns SEAL's half for a verified epoch; the last one is kept for the next call."""
+    if public.sid_star not in _HALVES:
+        _HALVES.clear()
+        _HALVES[public.sid_star] = SealHalf(parameters, public.public_key)
+    return _HALVES[public.sid_star]

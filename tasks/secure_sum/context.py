@@ -1,0 +1,85 @@
+"""What every step of one round shares: plan, public epoch, verified instruction and derived parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from schemas.errors import PeerError
+from schemas.messages import Instruction
+from schemas.plan import StudyPlan, histogram_length, update_length
+from schemas.wire import Header, Kind
+from tasks.secure_sum.epoch import EpochPublic, holder_points
+from tasks.secure_sum.parameters import SumParameters, derive_parameters
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """One (round, attempt). Build it with `RoundContext.of`, which checks that its parts belong together.
+
+    Attributes:
+        plan, public, instruction: Verified.
+        instruction_digest: Envelope digest of the instruction.
+        parameters: Derived from the plan.
+    """
+
+    plan: StudyPlan = field(repr=False)
+    public: EpochPublic = field(repr=False)
+    instruction: Instruction
+    instruction_digest: str
+    parameters: SumParameters = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, plan: StudyPlan, public: EpochPublic, instruction: Instruction, instruction_digest: str
+    ) -> RoundContext:
+        """Checks that an instruction fits plan and epoch.
+
+        Raises:
+            PeerError: `instruction-mismatch` or `too-few-participants`, naming the coordinator.
+        """
+        peer = plan.coordinator.name
+        expected = {
+            "study": (public.study, plan.study),
+            "session": (instruction.sid_star, public.sid_star),
+            "epoch": (instruction.epoch, public.epoch),
+            "length": (
+                instruction.length,
+                update_length(plan) if instruction.kind == "train" else histogram_length(plan),
+            ),
+        }
+        for name, (got, wanted) in expected.items():
+            if got != wanted:
+                raise PeerError("instruction-mismatch", peer, f"the {name} in the instruction is not the expected one.")
+        allowed = {site.name for site in plan.contributors}
+        participants = list(instruction.participants)
+        if participants != sorted(set(participants)) or not set(participants) <= allowed:
+            raise PeerError("instruction-mismatch", peer, "participants must be distinct contributors in name order.")
+        if len(participants) < plan.threshold.k_min:
+            raise PeerError("too-few-participants", peer, "the instruction names fewer participants than k_min.")
+        return cls(plan, public, instruction, instruction_digest, derive_parameters(plan))
+
+    @property
+    def coordinator(self) -> str:
+        """Name of the coordinator, for errors."""
+        return self.plan.coordinator.name
+
+    @property
+    def points(self) -> dict[str, int]:
+        """Sharing point of every key holder."""
+        return holder_points(self.plan)
+
+    def header(self, kind: Kind, sender: str, counts: tuple[int, ...], recipient: str = "") -> Header:
+        """Returns the header that a blob of this round and attempt has."""
+        i = self.instruction
+        return Header(kind, i.sid_star, i.round, i.attempt, self.instruction_digest, sender, recipient, counts)
+
+
+def verify_later_attempt(first: Instruction, later: Instruction, coordinator: str) -> None:
+    """Refuses a later attempt that differs from the first in anything but `attempt` and `participants`.
+
+    Raises:
+        PeerError: `attempt-mismatch`, naming the coordinator.
+    """
+    same = later.model_copy(update={"attempt": first.attempt, "participants": first.participants})
+    if same != first or later.attempt <= first.attempt:
+        raise PeerError("attempt-mismatch", coordinator, "a later attempt asks for something else than the first.")
