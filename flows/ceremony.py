@@ -15,7 +15,7 @@ from schemas.errors import OperationError
 from schemas.layout import ceremony_key
 from schemas.ledger import KeyCeremony
 from tasks.ceremonies import ALL_PHASES, is_complete, missing_messages, read_public_epoch
-from tasks.secure_sum.ceremony import EpochPublic
+from tasks.secure_sum.epoch import EpochPublic
 
 MAXIMUM_EPOCHS = 999
 

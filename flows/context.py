@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
-from tasks.ledger.store import LedgerStore
 
 from flows.progress import Progress
 from schemas.canonical import parse_canonical, sha256_hex
@@ -17,6 +16,7 @@ from schemas.ledger import PlanApproved
 from schemas.options import CoordinatorSettings, RunOptions
 from schemas.plan import StudyPlan
 from tasks.identity import Identity, load_identity
+from tasks.ledger.store import LedgerStore
 from tasks.rounds import read_plan, verify_approvals
 from tasks.storage.base import Store
 from tasks.storage.folder import FolderStore
@@ -68,15 +68,7 @@ def open_coordinator(home: Path) -> CoordinatorContext:
     verify_approvals(store, plan)
     log = LedgerStore(home / "study-log.sqlite", plan.coordinator.name, identity.signing)
     context = CoordinatorContext(home, settings, identity, plan, store, log, Progress(home / "events.jsonl"))
-    _log_approvals(context)
+    approval = store.get(approval_key(plan.study, plan.coordinator.name, coordinator=True))
+    assert approval is not None
+    log.append_once(plan.study, PlanApproved(approval=sha256_hex(approval)))
     return context
-
-
-def _log_approvals(context: CoordinatorContext) -> None:
-    plan = context.plan
-    keys = [approval_key(plan.study, plan.coordinator.name, coordinator=True)]
-    keys += [approval_key(plan.study, site.name) for site in plan.sites]
-    for key in keys:
-        data = context.store.get(key)
-        if data is not None:
-            context.log.append_once(plan.study, PlanApproved(approval=sha256_hex(data)))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import flow
-from tasks.audit.export import export_evidence
 
 from flows.context import CoordinatorContext
 from flows.release_steps import enter_signed_release, publish_log, released_metrics
@@ -19,6 +18,7 @@ from flows.waiting import SiteRuns
 from schemas.errors import PeerError
 from schemas.layout import ledger_key
 from schemas.messages import Checkpoint, LogPosition, ModelRelease
+from tasks.audit.export import export_evidence
 from tasks.lineage import Lineage
 from tasks.metrics import EvaluationMetrics
 from tasks.storage.mailbox import Signed, read_signed

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from prefect import flow
 
 from flows.context import CoordinatorContext
+from flows.opening_steps import OpeningSteps
 from flows.round_steps import Answers, RoundOutcome, RoundSteps
 from flows.tasks import deciding, waiting
 from flows.waiting import SiteRuns
@@ -20,7 +21,7 @@ from schemas.errors import OperationError
 from schemas.messages import Collected, Instruction, Opening, Record, ShareRequest
 from tasks.lineage import Lineage
 from tasks.rounds import MAXIMUM_REQUESTS, read_opening, read_record
-from tasks.secure_sum.ceremony import EpochPublic
+from tasks.secure_sum.epoch import EpochPublic
 from tasks.storage.mailbox import Signed
 
 
@@ -153,7 +154,7 @@ async def add(
     checks: dict[str, tuple[str, ...]],
 ) -> Signed[Record]:
     """Adds the ciphertexts and proposes the round's only record."""
-    return steps.propose(instruction, answers, collected, checks)
+    return OpeningSteps(steps).propose(instruction, answers, collected, checks)
 
 
 @waiting("certify")
@@ -164,7 +165,7 @@ async def certify(steps: RoundSteps, record: Signed[Record], runs: SiteRuns) -> 
     signed: dict[str, str] = {}
 
     def enough() -> bool:
-        signed.update(steps.read_signatures(record))
+        signed.update(OpeningSteps(steps).read_signatures(record))
         return len(signed) >= quorum
 
     deadline = steps.context.options.certify_deadline_seconds
@@ -185,14 +186,14 @@ async def share_and_open(
     """Asks active sets, one after another, until one has answered completely; opens and publishes the sum."""
     silent: set[str] = set()
     for number in range(1, MAXIMUM_REQUESTS + 1):
-        request = steps.request(record, number, signatures, silent)
+        request = OpeningSteps(steps).request(record, number, signatures, silent)
         shares = await _ask_active_set(steps, instruction, record, request, runs)
         missing = set(request.predicate.active_set) - set(shares)
         if not missing:
-            steps.open(instruction, record, request, shares)
+            OpeningSteps(steps).open(instruction, record, request, shares)
             return
         silent |= missing
-        signatures = {**signatures, **steps.read_signatures(record)}
+        signatures = {**signatures, **OpeningSteps(steps).read_signatures(record)}
 
 
 async def _ask_active_set(
@@ -206,7 +207,7 @@ async def _ask_active_set(
     shares: dict[str, tuple[str, bytes]] = {}
 
     def complete() -> bool:
-        shares.update(steps.read_shares(instruction, record, request))
+        shares.update(OpeningSteps(steps).read_shares(instruction, record, request))
         return chosen <= set(shares)
 
     deadline = steps.context.options.share_deadline_seconds
@@ -219,8 +220,8 @@ async def _ask_active_set(
 @deciding("apply")
 async def apply(steps: RoundSteps) -> tuple[Signed[Opening], NDArray[np.int64], Lineage]:
     """Recomputes the opening from what was published, takes the server step, and enters it into the study log."""
-    opened, lineage = steps.recompute()
-    return steps.log_opening(), opened, lineage
+    opened, lineage = OpeningSteps(steps).recompute()
+    return OpeningSteps(steps).log_opening(), opened, lineage
 
 
 def _everybody(steps: RoundSteps) -> list[str]:

@@ -21,7 +21,7 @@ from schemas.messages import EpsilonReport
 from tasks.lineage import Lineage, first_lineage
 from tasks.metrics import EvaluationMetrics
 from tasks.rounds import read_instruction, read_opening
-from tasks.secure_sum.ceremony import EpochPublic
+from tasks.secure_sum.epoch import EpochPublic
 from tasks.tracking.release import model_name
 
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tasks.audit.export import export_evidence
-
 from flows.ceremony_steps import sign_ceremony_instruction
 from flows.context import CoordinatorContext, open_coordinator
 from flows.figures import epsilon_of_sites
+from flows.opening_steps import OpeningSteps
 from flows.release_steps import enter_signed_release, publish_log, released_metrics
 from flows.round_steps import Answers, RoundOutcome, RoundSteps
 from schemas.errors import ConsiliumError
@@ -29,11 +28,12 @@ from site_agents.contributing import Contributing
 from site_agents.home import open_home
 from site_agents.release import SiteRelease
 from site_agents.round import SiteRound
+from tasks.audit.export import export_evidence
 from tasks.ceremonies import read_public_epoch
 from tasks.lineage import Lineage, first_lineage
 from tasks.privacy.noise import NoiseStream, os_noise_stream
 from tasks.rounds import MAXIMUM_REQUESTS
-from tasks.secure_sum.ceremony import EpochPublic
+from tasks.secure_sum.epoch import EpochPublic
 from tasks.storage.mailbox import Signed
 
 StreamFor = Callable[[str, Instruction], NoiseStream]
@@ -106,7 +106,7 @@ class EmbeddedConsortium:
         """
         faults = faults or Faults()
         steps = RoundSteps(self.coordinator, public, self.lineage, round_, kind)
-        instruction = steps.issue()
+        instruction, opening = steps.issue(), OpeningSteps(steps)
         present = [name for name in self.sites if name not in faults.silent]
         works = {name: SiteRound(self.sites[name], round_, steps.attempt) for name in present}
         for work in works.values():
@@ -119,14 +119,14 @@ class EmbeddedConsortium:
         collected = steps.close(instruction, answers)
         for holder in holders.values():
             holder.check_shares()
-        record = steps.propose(instruction, answers, collected, steps.read_checks(collected))
+        record = opening.propose(instruction, answers, collected, steps.read_checks(collected))
         for holder in holders.values():
             holder.certify()
-        self._open(steps, holders, instruction, record, set(faults.unwilling))
-        opened, after = steps.recompute()
-        opening = steps.log_opening()
+        self._open(opening, holders, instruction, record, set(faults.unwilling))
+        opened, after = opening.recompute()
+        published = opening.log_opening()
         self.lineage = after
-        return RoundOutcome(instruction, record, opening, opened, after)
+        return RoundOutcome(instruction, record, published, opened, after)
 
     def run_study(self, rounds: int | None = None) -> RoundOutcome:
         """Runs ceremony, all training rounds and the evaluation; returns the evaluation's outcome."""
@@ -155,23 +155,23 @@ class EmbeddedConsortium:
 
     def _open(
         self,
-        steps: RoundSteps,
+        opening: OpeningSteps,
         holders: dict[str, Certifying],
         instruction: Signed[Instruction],
         record: Signed[Record],
         unwilling: set[str],
     ) -> None:
         silent: set[str] = set()
-        signatures = steps.read_signatures(record)
+        signatures = opening.read_signatures(record)
         for number in range(1, MAXIMUM_REQUESTS + 1):
-            request = steps.request(record, number, signatures, silent)
+            request = opening.request(record, number, signatures, silent)
             for name, holder in holders.items():
                 if name not in unwilling:
                     holder.share()
-            shares = steps.read_shares(instruction, record, request)
+            shares = opening.read_shares(instruction, record, request)
             missing = set(request.predicate.active_set) - set(shares)
             if not missing:
-                steps.open(instruction, record, request, shares)
+                opening.open(instruction, record, request, shares)
                 return
             silent |= missing
 

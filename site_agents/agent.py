@@ -41,7 +41,6 @@ async def _serve(home: SiteHome) -> None:
         _log.warning("refused run %s: %s", flow_run_id, code)
         ledger = LedgerStore(home.ledger_path, home.settings.name, home.identity.signing)
         ledger.append(NO_STUDY, Refused(instruction="0" * 64, code=code))
-        ledger.close()
 
     await close_leftover_runs(home.settings.name)
     await run_agent(

@@ -11,9 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from tasks.secure_sum.ceremony import PHASES, CeremonyParty, self_test_count
-from tasks.secure_sum.parameters import derive_sid, parameters_digest
-
 from schemas.canonical import sha256_hex
 from schemas.envelope import Predicate, sign_envelope
 from schemas.errors import PeerError
@@ -23,13 +20,16 @@ from schemas.messages import CeremonyInstruction, KeyCommit, KeyOpen, NonceCommi
 from site_agents.context import SiteContext
 from site_agents.epoch import public_epoch
 from tasks.ceremonies import missing_messages
+from tasks.secure_sum.ceremony import CeremonyParty
+from tasks.secure_sum.parameters import derive_sid, parameters_digest
+from tasks.secure_sum.transcript import PHASES, own_tests
 from tasks.storage.mailbox import Signed, read_blob, read_signed
 
 P = TypeVar("P", bound=Predicate)
 
 
 class SiteCeremony:
-    """This site's part of one epoch's ceremony. Steps are called in order, each after all holders did the one before."""
+    """This site's part of one epoch's ceremony. Steps run in order, each after all holders did the one before."""
 
     def __init__(self, context: SiteContext, epoch: int) -> None:
         self.context = context
@@ -129,7 +129,7 @@ class SiteCeremony:
         return self._party
 
     def _tests(self, name: str) -> range:
-        return range(1, self_test_count(self.plan, name) + 1)
+        return range(1, len(own_tests(self.plan, name)) + 1)
 
     def _mine(self, item: str) -> str:
         return ceremony_key(self.plan.study, self.epoch, self.context.name, item)

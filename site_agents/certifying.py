@@ -6,9 +6,6 @@ leaves for a record that this site did not check itself; a stored share is repla
 
 from __future__ import annotations
 
-from tasks.secure_sum.record import find_shamir_faults, verify_record
-from tasks.secure_sum.share import make_share
-
 from schemas.canonical import sha256_hex
 from schemas.envelope import sign_envelope
 from schemas.errors import PeerError
@@ -23,10 +20,11 @@ from schemas.messages import (
     ShareRequest,
     SharesChecked,
 )
-from site_agents.policy import verify_record_rules, verify_request_rules
 from site_agents.round import SiteRound
 from tasks.rounds import MAXIMUM_REQUESTS, read_opening, read_record, read_record_signature, read_request
-from tasks.secure_sum.ceremony import EpochSecrets
+from tasks.secure_sum.epoch import EpochSecrets
+from tasks.secure_sum.record import find_shamir_faults, verify_record
+from tasks.secure_sum.share import make_share
 from tasks.storage.mailbox import Signed, read_blob, read_signed
 
 
@@ -155,12 +153,6 @@ class Certifying:
     def _accept_record(self, record: Signed[Record], secrets: EpochSecrets) -> bytes:
         """Checks a record as section 3.4 of the design asks, registers it, and returns the sum of key ciphertexts."""
         own = self.work.context.outbox.stored(self.work.mine("contribution.json"))
-        rules = (self.work.context.name, sha256_hex(own) if own is not None else None)
-        if record.predicate.attempt != self.work.attempt:
-            raise PeerError("record-mismatch", self.work.plan.coordinator.name, "the record is for another attempt.")
-        verify_record_rules(
-            self.work.plan, record.predicate, self.work.instruction.predicate, self.work.instruction.digest, rules
-        )
         registered = self.work.context.keystore.registered_record(record.predicate.epoch, self.work.round)
         if registered not in (None, record.digest):
             raise PeerError(
@@ -172,7 +164,7 @@ class Certifying:
         key_blobs = {s: self._key_blob(s, c.predicate) for s, c in contributions.items()}
         sealed = {s: self._sealed(s, c.predicate) for s, c in contributions.items()}
         envelopes = {s: c.data for s, c in contributions.items()}
-        key_sum = verify_record(secrets, self.work.secure_sum(), record.predicate, envelopes, key_blobs, sealed, own)
+        key_sum = verify_record(secrets, self.work.secure_sum(), record.predicate, envelopes, key_blobs, sealed, own).blob
         self.work.context.keystore.register_record(record.predicate.epoch, self.work.round, record.digest)
         return key_sum
 
@@ -187,7 +179,6 @@ class Certifying:
             record = read_record(self.work.context.store, self.work.plan, self.work.round)
             if record is None:
                 raise PeerError("request-mismatch", self.work.plan.coordinator.name, "there is no record to share for.")
-            verify_request_rules(self.work.plan, request.predicate, record.predicate, record.digest)
             key_sum = self._accept_record(record, secrets)
             blob = self.work.context.outbox.decide(
                 blob_key, lambda: self._make_share(record, request, secrets, key_sum)
@@ -232,6 +223,6 @@ class Certifying:
             request.predicate,
             certificate,
             key_sum,
+            {s: c.data for s, c in contributions.items()},
             sealed,
-            {s: c.predicate for s, c in contributions.items()},
         )

@@ -44,10 +44,9 @@ def compute_contribution(
     Raises:
         SiteDataError: the table cannot be read or is not what the contract says.
     """
-    from tasks.privacy.mechanism import evaluation_mechanism, training_mechanism
-
     from site_agents.cohort.reader import read_table
     from tasks.contract.encoder import encode_features
+    from tasks.privacy.mechanism import evaluation_mechanism, training_mechanism
     from tasks.training.evaluation import score_histogram
     from tasks.training.train import train_sum
 

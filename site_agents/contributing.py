@@ -165,7 +165,10 @@ class Contributing:
                 sender=self.work.context.name,
                 ledger=self.work.context.ledger.position(),
                 verdict=verdict,
-                **parts.digests(),
+                key_ciphertext=parts.key_digest,
+                shamir=parts.shamir_digests,
+                bulk_root=parts.bulk_root,
+                bulk_bytes=parts.bulk_bytes,
             )
             (folder / "contribution.json").write_bytes(sign_envelope(message, self.work.plan.study, key))
 

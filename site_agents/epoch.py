@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.secure_sum.ceremony import EpochPublic, EpochSecrets
-
 from schemas.errors import PeerError
 from site_agents.context import SiteContext
-from tasks.ceremonies import readpublic_epoch
+from tasks.ceremonies import read_public_epoch
+from tasks.secure_sum.epoch import EpochPublic, EpochSecrets
 
 _PUBLIC: dict[tuple[str, str], EpochPublic] = {}
 
@@ -42,5 +41,5 @@ def public_epoch(context: SiteContext, epoch: int) -> EpochPublic:
     # Re-deriving it verifies every ceremony message again; within one process once per epoch is enough.
     key = (str(context.home.folder) + context.study, str(epoch))
     if key not in _PUBLIC:
-        _PUBLIC[key] = readpublic_epoch(context.store, context.plan, epoch)
+        _PUBLIC[key] = read_public_epoch(context.store, context.plan, epoch)
     return _PUBLIC[key]

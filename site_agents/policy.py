@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from schemas.canonical import sha256_hex
 from schemas.errors import PeerError, PlanError
-from schemas.messages import Instruction, Record, ShareRequest
+from schemas.messages import Instruction
 from schemas.plan import StudyPlan, histogram_length, update_length
 
 
@@ -96,64 +96,3 @@ def verify_instruction(plan: StudyPlan, instruction: Instruction, site: str, exp
         != instruction
     ):
         refuse("instruction-changed", "a later attempt differs from the first in more than attempt and participants.")
-
-
-def verify_record_rules(
-    plan: StudyPlan, record: Record, instruction: Instruction, instruction_digest: str, own: tuple[str, str | None]
-) -> None:
-    """Refuses a record that must not be certified.
-
-    Args:
-        record: Already verified to be signed by the plan's coordinator.
-        instruction: The instruction of the record's attempt, verified.
-        own: (this site's name, envelope digest of its stored contribution for this attempt or None).
-
-    Raises:
-        PeerError: `record-mismatch`, `record-order`, `too-few-contributions`, `own-entry`, naming the coordinator.
-    """
-    name = plan.coordinator.name
-    same = (record.sid_star, record.epoch, record.round, record.attempt, record.instruction) == (
-        instruction.sid_star,
-        instruction.epoch,
-        instruction.round,
-        instruction.attempt,
-        instruction_digest,
-    )
-    if not same:
-        raise PeerError("record-mismatch", name, "the record is not for this round's instruction.")
-    senders = [sender for sender, _ in record.contributions]
-    if senders != sorted(set(senders)) or not set(senders) <= set(instruction.participants):
-        raise PeerError("record-order", name, "senders are not distinct participants in name order.")
-    if len({digest for _, digest in record.contributions}) != len(senders):
-        raise PeerError("record-order", name, "two senders have the same contribution.")
-    dropped = [site for site, _ in record.dropped]
-    if sorted(senders + dropped) != sorted(instruction.participants):
-        raise PeerError("record-order", name, "a participant is neither in the sum nor named as dropped.")
-    if len(senders) < plan.threshold.k_min:
-        raise PeerError(
-            "too-few-contributions", name, f"asked to certify a sum of fewer than k_min = {plan.threshold.k_min} sites."
-        )
-    site, stored = own
-    listed = dict(record.contributions).get(site)
-    if listed is not None and listed != stored:
-        raise PeerError("own-entry", name, f"the record lists a contribution that {site} did not store.")
-
-
-def verify_request_rules(plan: StudyPlan, request: ShareRequest, record: Record, record_digest: str) -> None:
-    """Refuses a share request that names another record or an impossible active set.
-
-    Raises:
-        PeerError: `request-mismatch`, `active-set`, `no-certificate`, naming the coordinator.
-    """
-    name = plan.coordinator.name
-    if (request.sid_star, request.round, request.record) != (record.sid_star, record.round, record_digest):
-        raise PeerError("request-mismatch", name, "the request is not for the certified record.")
-    holders = [s.name for s in plan.key_holders]
-    chosen = list(request.active_set)
-    if chosen != sorted(set(chosen)) or not set(chosen) <= set(holders) or len(chosen) != plan.threshold.t:
-        raise PeerError("active-set", name, f"expected exactly t = {plan.threshold.t} distinct key holders.")
-    signers = [holder for holder, _ in request.certificate]
-    if signers != sorted(set(signers)) or not set(signers) <= set(holders):
-        raise PeerError("no-certificate", name, "the certificate's signers are not distinct key holders.")
-    if len(signers) < plan.threshold.certificate_quorum:
-        raise PeerError("no-certificate", name, f"expected Q = {plan.threshold.certificate_quorum} signatures.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from schemas.errors import OperationError
 from schemas.layout import ceremony_key
 from schemas.plan import StudyPlan
-from tasks.secure_sum.ceremony import PHASES, EpochPublic, derive_public_epoch, self_test_count
+from tasks.secure_sum.ceremony import derive_public_epoch
+from tasks.secure_sum.epoch import EpochPublic
+from tasks.secure_sum.transcript import PHASES, own_tests
 from tasks.storage.base import Store
 
 ALL_PHASES = (*PHASES, "transcript")
@@ -37,7 +39,7 @@ def read_public_epoch(store: Store, plan: StudyPlan, epoch: int) -> EpochPublic:
     for site in plan.key_holders:
         for phase in ALL_PHASES:
             envelopes[phase, site.name] = _required(store, plan, epoch, site.name, f"{phase}.json")
-        items = ["public-share", *(f"self-test-{k}" for k in range(1, self_test_count(plan, site.name) + 1))]
+        items = ["public-share", *(f"self-test-{k}" for k in range(1, len(own_tests(plan, site.name)) + 1))]
         for item in items:
             blobs[item, site.name] = _required(store, plan, epoch, site.name, f"{item}.bin")
     return derive_public_epoch(plan, epoch, envelopes, blobs)

@@ -22,7 +22,7 @@ from tasks.rounds import (
     read_share,
     verify_certificate,
 )
-from tasks.secure_sum.ceremony import EpochPublic
+from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.opening import open_sum
 from tasks.server_step import ModelState, apply_step, initial_state, state_digest

@@ -1,0 +1,287 @@
+"""The second half of a round at the coordinator, as steps that never wait: add, propose, certify, request, open, apply.
+
+Invariants: there is one record per round, durable before anybody sees it; a sum is opened only for a certificate of Q
+signatures; what was opened is recomputed from the published messages before the study goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import copyfileobj
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flows.round_steps import Answers, Reason, RoundSteps
+from schemas.canonical import sha256_hex
+from schemas.errors import OperationError, PeerError
+from schemas.layout import attempt_key, round_key
+from schemas.ledger import RecordProposed, SumOpened
+from schemas.messages import Collected, Contribution, Instruction, Opening, Record, ShareRequest
+from tasks.lineage import Lineage, extend_lineage
+from tasks.rounds import (
+    MAXIMUM_REQUESTS,
+    read_contribution,
+    read_opening,
+    read_record,
+    read_record_signature,
+    read_request,
+    read_share,
+)
+from tasks.secure_sum.bulk import add_bulk
+from tasks.secure_sum.opening import open_sum, verify_share
+from tasks.secure_sum.record import add_key_ciphertexts
+from tasks.server_step import ModelState, apply_step, state_digest
+from tasks.storage.mailbox import Signed, read_blob
+
+
+class OpeningSteps:
+    """From closed collection to the published opening of one round."""
+
+    def __init__(self, steps: RoundSteps) -> None:
+        self.steps = steps
+
+    # --- record
+
+    def propose(
+        self,
+        instruction: Signed[Instruction],
+        answers: Answers,
+        collected: Signed[Collected],
+        checks: dict[str, tuple[str, ...]],
+    ) -> Signed[Record]:
+        """Adds the contributions and decides on the round's only record.
+
+        Raises:
+            OperationError: `too-few-contributions`.
+        """
+        existing = read_record(self.steps.context.store, self.steps.plan, self.steps.round)
+        if existing is None:
+            faulty = {sender for senders in checks.values() for sender in senders}
+            listed = {site: digest for site, digest in collected.predicate.contributions if site not in faulty}
+            for site in faulty:
+                answers.invalid[site] = "faulty-share"
+            self.steps.verify_enough(instruction, answers, set(listed))
+            record = Record(
+                sid_star=self.steps.public.sid_star,
+                epoch=self.steps.public.epoch,
+                round=self.steps.round,
+                attempt=self.steps.attempt,
+                instruction=instruction.digest,
+                contributions=tuple(sorted(listed.items())),
+                dropped=self._dropped(instruction, answers, set(listed)),
+                key_sum=self._add_keys(instruction, sorted(listed)),
+            )
+            self._add_bulk(instruction, sorted(listed))
+            self.steps.publish(round_key(self.steps.plan.study, self.steps.round, None, "record.json"), record)
+            existing = read_record(self.steps.context.store, self.steps.plan, self.steps.round)
+            assert existing is not None
+        dropped = tuple((site, str(reason)) for site, reason in existing.predicate.dropped)
+        self.steps.context.log.append_once(
+            self.steps.plan.study, RecordProposed(round=self.steps.round, record=existing.digest, dropped=dropped)
+        )
+        return existing
+
+    def read_signatures(self, record: Signed[Record]) -> dict[str, str]:
+        """Returns (holder -> envelope digest) of the valid signatures on the record."""
+        found: dict[str, str] = {}
+        for holder, epoch_key in self.steps.public.signing_keys.items():
+            try:
+                signature = read_record_signature(self.steps.context.store, self.steps.plan, holder, epoch_key, record)
+            except PeerError:
+                continue
+            if signature is not None:
+                found[holder] = signature.digest
+        return found
+
+    # --- opening
+
+    def request(
+        self, record: Signed[Record], number: int, signatures: dict[str, str], exclude: set[str]
+    ) -> Signed[ShareRequest]:
+        """Decides the active set number `number`: holders that certified and did not stay silent before.
+
+        Raises:
+            OperationError: `no-quorum`, `no-active-set`.
+        """
+        key = round_key(self.steps.plan.study, self.steps.round, None, f"request-{number}.json")
+        if not self.steps.context.store.exists(key):
+            numbers = self.steps.plan.threshold
+            if len(signatures) < numbers.certificate_quorum:
+                raise OperationError(
+                    "no-quorum",
+                    f"Round {self.steps.round}: expected Q = {numbers.certificate_quorum} signatures on the record.",
+                    "Start the agents of the silent key holders and resume.",
+                )
+            willing = [holder for holder in sorted(signatures) if holder not in exclude]
+            if len(willing) < numbers.t or number > MAXIMUM_REQUESTS:
+                raise OperationError(
+                    "no-active-set",
+                    f"Round {self.steps.round}: expected t = {numbers.t} key holders that answer.",
+                    "Start the agents of the silent key holders and resume.",
+                )
+            self.steps.publish(
+                key,
+                ShareRequest(
+                    sid_star=self.steps.public.sid_star,
+                    round=self.steps.round,
+                    record=record.digest,
+                    certificate=tuple(sorted(signatures.items())),
+                    active_set=tuple(willing[: numbers.t]),
+                    number=number,
+                ),
+            )
+        found = read_request(self.steps.context.store, self.steps.plan, self.steps.round, number)
+        assert found is not None
+        return found
+
+    def read_shares(
+        self, instruction: Signed[Instruction], record: Signed[Record], request: Signed[ShareRequest]
+    ) -> dict[str, tuple[str, bytes]]:
+        """Returns (holder -> (envelope digest, share blob)) of the answers that have arrived and verify."""
+        shares: dict[str, tuple[str, bytes]] = {}
+        for holder in request.predicate.active_set:
+            try:
+                found = read_share(
+                    self.steps.context.store, self.steps.plan, holder, self.steps.public.signing_keys[holder], request
+                )
+                if found is not None:
+                    key = round_key(
+                        self.steps.plan.study, self.steps.round, holder, f"share-{request.predicate.number}.bin"
+                    )
+                    blob = read_blob(self.steps.context.store, key, found.predicate.share, holder)
+                    verify_share(self.steps.round_context(instruction), record.digest, request.predicate, holder, blob)
+                    shares[holder] = (found.digest, blob)
+            except PeerError:
+                continue
+        return shares
+
+    def open(
+        self,
+        instruction: Signed[Instruction],
+        record: Signed[Record],
+        request: Signed[ShareRequest],
+        shares: dict[str, tuple[str, bytes]],
+    ) -> NDArray[np.int64]:
+        """Opens the certified sum and publishes it with the model that follows.
+
+        Returns:
+            The opened int64 sum.
+
+        Raises:
+            PeerError: an opening that does not verify, naming the active set.
+        """
+        store, study = self.steps.context.store, self.steps.plan.study
+        key_sum = store.get(round_key(study, self.steps.round, None, "key-sum.bin"))
+        bulk_sum = store.get(round_key(study, self.steps.round, None, "bulk-sum.bin"))
+        assert key_sum is not None
+        assert bulk_sum is not None
+        blobs = {holder: blob for holder, (_, blob) in shares.items()}
+        opened = open_sum(
+            self.steps.round_context(instruction),
+            record.predicate,
+            record.digest,
+            request.predicate,
+            key_sum,
+            bulk_sum,
+            blobs,
+        )
+        result = opened.astype("<i8").tobytes()
+        store.put(round_key(study, self.steps.round, None, "result.bin"), result)
+        after = self.next_state(opened)
+        self.steps.publish(
+            round_key(study, self.steps.round, None, "opening.json"),
+            Opening(
+                sid_star=self.steps.public.sid_star,
+                round=self.steps.round,
+                attempt=self.steps.attempt,
+                record=record.digest,
+                request=request.digest,
+                shares=tuple((holder, shares[holder][0]) for holder in sorted(shares)),
+                bulk_sum=sha256_hex(bulk_sum),
+                result=sha256_hex(result),
+                model=state_digest(after),
+            ),
+        )
+        return opened
+
+    def log_opening(self) -> Signed[Opening]:
+        """Enters the published opening into the study log."""
+        opening = read_opening(self.steps.context.store, self.steps.plan, self.steps.round)
+        assert opening is not None
+        self.steps.context.log.append_once(
+            self.steps.plan.study,
+            SumOpened(round=self.steps.round, opening=opening.digest, model=opening.predicate.model),
+        )
+        return opening
+
+    def recompute(self) -> tuple[NDArray[np.int64], Lineage]:
+        """Recomputes the published opening as every site does; returns the sum and the model after the round.
+
+        Raises:
+            PeerError: the published messages do not open to the published sum.
+        """
+        after = extend_lineage(
+            self.steps.context.store, self.steps.plan, lambda _: self.steps.public, self.steps.lineage, self.steps.round
+        )
+        if after is None:
+            raise OperationError("not-opened", f"Round {self.steps.round} has no opening.", "Resume the study.")
+        data = self.steps.context.store.get(round_key(self.steps.plan.study, self.steps.round, None, "result.bin"))
+        assert data is not None
+        return np.frombuffer(data, dtype="<i8").astype(np.int64), after
+
+    def next_state(self, opened: NDArray[np.int64]) -> ModelState:
+        """Returns the model after this round; evaluation leaves it unchanged."""
+        return (
+            apply_step(self.steps.plan, self.steps.lineage.state, opened)
+            if self.steps.kind == "train"
+            else self.steps.lineage.state
+        )
+
+    # --- parts
+
+    def _dropped(
+        self, instruction: Signed[Instruction], answers: Answers, senders: set[str]
+    ) -> tuple[tuple[str, Reason], ...]:
+        def reason(site: str) -> Reason:
+            if site in answers.refusals:
+                return "refused"
+            return "invalid" if site in answers.invalid else "silent"
+
+        return tuple((site, reason(site)) for site in instruction.predicate.participants if site not in senders)
+
+    def _add_keys(self, instruction: Signed[Instruction], senders: list[str]) -> str:
+        contributions: dict[str, Contribution] = {}
+        blobs: dict[str, bytes] = {}
+        for site in senders:
+            contributions[site] = self._contribution(instruction, site)
+            key = attempt_key(self.steps.plan.study, self.steps.round, self.steps.attempt, site, "key.bin")
+            blobs[site] = read_blob(self.steps.context.store, key, contributions[site].key_ciphertext, site)
+        key_sum = add_key_ciphertexts(self.steps.round_context(instruction), contributions, blobs)
+        self.steps.context.store.put(
+            round_key(self.steps.plan.study, self.steps.round, None, "key-sum.bin"), key_sum.blob
+        )
+        return key_sum.digest
+
+    def _contribution(self, instruction: Signed[Instruction], site: str) -> Contribution:
+        found = read_contribution(self.steps.context.store, self.steps.plan, site, instruction)
+        assert found is not None
+        return found.predicate
+
+    def _add_bulk(self, instruction: Signed[Instruction], senders: list[str]) -> None:
+        with TemporaryDirectory(dir=self.steps.context.home) as folder:
+            sources: dict[str, tuple[Contribution, Path]] = {}
+            for site in senders:
+                key = attempt_key(self.steps.plan.study, self.steps.round, self.steps.attempt, site, "bulk.bin")
+                sources[site] = (self._contribution(instruction, site), self._download(key, Path(folder) / f"{site}.bin"))
+            target = Path(folder) / "bulk-sum.bin"
+            add_bulk(self.steps.round_context(instruction), sources, target)
+            self.steps.context.store.put_file(
+                round_key(self.steps.plan.study, self.steps.round, None, "bulk-sum.bin"), target
+            )
+
+    def _download(self, key: str, target: Path) -> Path:
+        with self.steps.context.store.open(key) as source, target.open("wb") as out:
+            copyfileobj(source, out)
+        return target

@@ -1,0 +1,34 @@
+"""Fixtures that several areas share: one finished study, made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.simulator import Prepared, open_consortium, prepare
+
+
+@dataclass(frozen=True)
+class FinishedStudy:
+    """A released study.
+
+    Attributes:
+        evidence: Its evidence folder (do not change it: copy it first).
+        keys: The public-keys file, obtained outside the evidence.
+    """
+
+    prepared: Prepared
+    evidence: Path
+    keys: Path
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
+    """A whole study of five hospitals and two rounds with evaluation and release, in one process."""
+    prepared = prepare(tmp_path_factory.mktemp("study"))
+    consortium = open_consortium(prepared)
+    evaluation = consortium.run_study()
+    evidence = consortium.release(prepared.plan.mechanism.rounds, evaluation)
+    return FinishedStudy(prepared, evidence, prepared.keys)
