@@ -46,7 +46,7 @@ from tasks.audit.names import Item, parse_name
 from tasks.audit.registry import AuditFailure
 from tasks.ledger.merkle import MerkleTree
 from tasks.ledger.verify import LogReport, verify_log
-from tasks.secure_sum.ceremony import PHASES, derive_public_epoch, self_test_count
+from tasks.secure_sum.ceremony import PHASES, derive_public_epoch
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.epoch import EpochPublic
 
@@ -303,10 +303,11 @@ class AuditContext:
             for phase in (*PHASES, "transcript"):
                 path = ceremony_key(self.study, number, site.name, f"{phase}.json")
                 envelopes[phase, site.name] = self.evidence.read(path)
-            tests = (f"self-test-{k}" for k in range(1, self_test_count(self.plan, site.name) + 1))
-            for item in ("public-share", *tests):
-                path = ceremony_key(self.study, number, site.name, f"{item}.bin")
-                blobs[item, site.name] = self.evidence.read(path)
+            blobs["public-share", site.name] = self.evidence.read(
+                ceremony_key(self.study, number, site.name, "public-share.bin")
+            )
+        for item in self.select("self-test-share", epoch=number):
+            blobs[f"self-test-{item.number}", str(item.site)] = self.evidence.read(item.path)
         return derive_public_epoch(self.plan, number, envelopes, blobs)
 
     # --- logs

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from schemas.canonical import sha256_hex
 from schemas.layout import attempt_key, round_key
 from tasks.audit.context import AuditContext
@@ -42,8 +39,7 @@ def _add_again(context: AuditContext, round_: int) -> str:
         site: (found.predicate, context.evidence.file(attempt_key(context.study, round_, attempt, site, "bulk.bin")))
         for site, found in context.recorded(round_).items()
     }
-    with tempfile.TemporaryDirectory() as folder:
-        return add_bulk(context.round_context(round_), sources, Path(folder) / "sum.bin")
+    return add_bulk(context.round_context(round_), sources, None)
 
 
 def _check_opening(context: AuditContext, findings: Findings, round_: int) -> None:
