@@ -11,8 +11,9 @@ from prefect import flow, task
 from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import BudgetError
+from site_agents.admission import AgentFlow
 from site_agents.run_states import coded
-from site_agents.worker import AgentFlow, run_agent
+from site_agents.worker import run_agent
 
 SECRET_CELL = "patient-cell-4711"
 
@@ -54,7 +55,7 @@ def make_flows(folder: Path) -> dict[str, AgentFlow]:
 
     @flow(name="site-refuse", retries=0)
     async def site_refuse(study: str, round: int) -> None:
-        state = await reserve(study, return_state=True)
+        state = await reserve(study, return_state=True)  # type: ignore[misc]
         (folder / "reserve-state.txt").write_text(f"{state.name} {state.message}")
         raise BudgetError(str(state.message), f"Expected less of {SECRET_CELL}.")
 

@@ -18,7 +18,8 @@ from prefect.states import Cancelling
 from flows.dispatch import dispatch, dispatch_key, run_state, wait_for_end, wait_for_start
 from infra.prefect_server import PrefectServer
 from schemas.errors import OperationError
-from site_agents.worker import AgentFlow, ensure_site_pool, pool_name, run_agent
+from site_agents.admission import AgentFlow
+from site_agents.worker import ensure_site_pool, pool_name, run_agent
 from tests.runtime.agents import agent_here, everything_the_server_knows
 from tests.runtime.site_process import SECRET_CELL, make_flows
 
