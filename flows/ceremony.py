@@ -7,14 +7,13 @@ import time
 
 from prefect import flow
 
-from flows.ceremony_steps import sign_ceremony_instruction
+from flows.ceremony_steps import enter_ceremony, sign_ceremony_instruction
 from flows.context import CoordinatorContext
 from flows.tasks import deciding, waiting
 from flows.waiting import SiteRuns
 from schemas.errors import OperationError
 from schemas.layout import ceremony_key
-from schemas.ledger import KeyCeremony
-from tasks.ceremonies import ALL_PHASES, is_complete, missing_messages, read_public_epoch
+from tasks.ceremonies import ALL_PHASES, is_complete, missing_messages
 from tasks.secure_sum.epoch import EpochPublic
 
 MAXIMUM_EPOCHS = 999
@@ -40,7 +39,7 @@ async def run_ceremony(context: CoordinatorContext, after: int = 0) -> EpochPubl
 
     newest = _newest_opened(context)
     if newest > after and is_complete(context.store, context.plan, newest):
-        return read_public_epoch(context.store, context.plan, newest)
+        return enter_ceremony(context, newest)
     return await ceremony_flow(max(newest, after) + 1)
 
 
@@ -78,9 +77,7 @@ async def follow_phases(context: CoordinatorContext, epoch: int) -> None:
 @deciding("verify-transcript")
 async def verify_transcript(context: CoordinatorContext, epoch: int) -> EpochPublic:
     """Verifies everything public of the ceremony and enters it into the study log."""
-    public = read_public_epoch(context.store, context.plan, epoch)
-    context.log.append_once(context.study, KeyCeremony(epoch=epoch, sid_star=public.sid_star))
-    return public
+    return enter_ceremony(context, epoch)
 
 
 def _newest_opened(context: CoordinatorContext) -> int:

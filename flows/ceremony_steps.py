@@ -1,11 +1,14 @@
-"""The coordinator's only decision in a key ceremony: that epoch `epoch` begins."""
+"""The coordinator's part of a key ceremony: that an epoch begins, and that it ended well."""
 
 from __future__ import annotations
 
 from flows.context import CoordinatorContext
 from schemas.envelope import sign_envelope
 from schemas.layout import ceremony_key
+from schemas.ledger import KeyCeremony
 from schemas.messages import CeremonyInstruction
+from tasks.ceremonies import read_public_epoch
+from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.parameters import derive_sid, parameters_digest
 
 
@@ -15,3 +18,14 @@ def sign_ceremony_instruction(context: CoordinatorContext, epoch: int) -> None:
     message = CeremonyInstruction(epoch=epoch, sid=derive_sid(plan, epoch), parameters=parameters_digest(plan))
     key = ceremony_key(plan.study, epoch, None, "instruction.json")
     context.store.put(key, sign_envelope(message, plan.study, context.identity.signing))
+
+
+def enter_ceremony(context: CoordinatorContext, epoch: int) -> EpochPublic:
+    """Verifies everything public of a complete ceremony and enters it into the study log.
+
+    Raises:
+        PeerError: naming the holder whose part does not verify.
+    """
+    public = read_public_epoch(context.store, context.plan, epoch)
+    context.log.append_once(context.study, KeyCeremony(epoch=epoch, sid_star=public.sid_star))
+    return public

@@ -274,7 +274,10 @@ class OpeningSteps:
             sources: dict[str, tuple[Contribution, Path]] = {}
             for site in senders:
                 key = attempt_key(self.steps.plan.study, self.steps.round, self.steps.attempt, site, "bulk.bin")
-                sources[site] = (self._contribution(instruction, site), self._download(key, Path(folder) / f"{site}.bin"))
+                sources[site] = (
+                    self._contribution(instruction, site),
+                    self._download(key, Path(folder) / f"{site}.bin"),
+                )
             target = Path(folder) / "bulk-sum.bin"
             add_bulk(self.steps.round_context(instruction), sources, target)
             self.steps.context.store.put_file(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flows.ceremony_steps import sign_ceremony_instruction
+from flows.ceremony_steps import enter_ceremony, sign_ceremony_instruction
 from flows.context import CoordinatorContext, open_coordinator
 from flows.figures import epsilon_of_sites
 from flows.opening_steps import OpeningSteps
@@ -29,7 +29,6 @@ from site_agents.home import open_home
 from site_agents.release import SiteRelease
 from site_agents.round import SiteRound
 from tasks.audit.export import export_evidence
-from tasks.ceremonies import read_public_epoch
 from tasks.lineage import Lineage, first_lineage
 from tasks.privacy.noise import NoiseStream, os_noise_stream
 from tasks.rounds import MAXIMUM_REQUESTS
@@ -90,7 +89,7 @@ class EmbeddedConsortium:
                 step(party)
         for party in parties:
             party.confirm()
-        return read_public_epoch(self.coordinator.store, self.plan, epoch)
+        return enter_ceremony(self.coordinator, epoch)
 
     def run_round(
         self,

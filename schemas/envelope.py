@@ -17,7 +17,7 @@ from pydantic import Field
 from schemas.canonical import Digest, HexKey, Strict, canonical_bytes, parse_canonical, sha256_hex
 from schemas.errors import EvidenceError, PeerError
 
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
+PAYLOAD_TYPE: Literal["application/vnd.in-toto+json"] = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 
 

@@ -5,6 +5,7 @@ What does not change a guarantee (threads, poll intervals, deadlines, paths) is 
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -158,7 +159,7 @@ class StudyPlan(Strict):
         """Sites that may contribute, in name order."""
         return tuple(s for s in self.sites if s.contributor)
 
-    @property
+    @cached_property
     def study(self) -> str:
         """The study id: the digest of the plan's canonical bytes."""
         return digest_of(self)

@@ -50,8 +50,7 @@ def broken_rules(numbers: Threshold, key_holders: int, contributors: int) -> tup
         (n.k_min <= contributors, f"k_min <= n_c ({n.k_min} <= {contributors})"),
         (
             n.k_min - n.colluding_contributors >= max(n.honest_noise_shares, 2),
-            f"k_min - c_contrib >= max(h, 2) "
-            f"({n.k_min - n.colluding_contributors} >= {max(n.honest_noise_shares, 2)})",
+            f"k_min - c_contrib >= max(h, 2) ({n.k_min - n.colluding_contributors} >= {max(n.honest_noise_shares, 2)})",
         ),
     )
     return tuple(text for holds, text in rules if not holds)
