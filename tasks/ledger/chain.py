@@ -10,6 +10,7 @@ import base64
 import json
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from typing import Any, Literal
 
@@ -59,6 +60,7 @@ def sign_entry(
     return sign_envelope(entry, study, key)
 
 
+@lru_cache(maxsize=1)
 def software_versions() -> str:
     """Returns the versions that bear on an entry, e.g. "consilium 0.1.0, numpy 2.4.6"."""
     return ", ".join(f"{name} {metadata.version(name)}" for name in ("consilium", "numpy", "cryptography"))
