@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -77,13 +78,24 @@ def _check_column(column: Column) -> None:
         raise PlanError("contract-roles", f"Column {column.name} is the patient id and must be an identifier.")
     if column.role == "feature" and column.kind == "identifier":
         raise PlanError("contract-roles", f"Column {column.name} is an identifier and cannot be a feature.")
-    if column.kind == "number":
-        if column.minimum is None or column.maximum is None or float(column.minimum) >= float(column.maximum):
-            raise PlanError(
-                "contract-range", f"Column {column.name} needs minimum < maximum.", "Give the public clinical range."
-            )
-    if column.kind == "code" and len(column.codes) < 2:
-        raise PlanError("contract-codes", f"Column {column.name} needs at least two codes.", "List all allowed codes.")
+    if not 0 <= float(column.max_missing) <= 1 or (column.role != "feature" and float(column.max_missing) != 0):
+        raise PlanError(
+            "contract-missing",
+            f"Column {column.name} needs a max_missing between 0 and 1, and 0 for patient id, label and held_out.",
+            "Correct the contract.",
+        )
+    if column.kind == "number" and not _is_range(column.minimum, column.maximum):
+        raise PlanError(
+            "contract-range", f"Column {column.name} needs minimum < maximum.", "Give the public clinical range."
+        )
+    if column.kind == "code" and (len(column.codes) < 2 or len(set(column.codes)) != len(column.codes)):
+        raise PlanError(
+            "contract-codes", f"Column {column.name} needs at least two distinct codes.", "List all allowed codes once."
+        )
+
+
+def _is_range(low: str | None, high: str | None) -> bool:
+    return low is not None and high is not None and -math.inf < float(low) < float(high) < math.inf
 
 
 class RuleVerdict(Strict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from schemas.canonical import digest_of
@@ -113,10 +114,12 @@ def describe_failures(verdict: ContractVerdict) -> tuple[str, ...]:
 
 def warm_engine() -> None:
     """Imports the engine and builds its context once (seconds), so that the first round does not wait for it."""
-    _batch_definition()
+    with _ENGINE_LOCK:
+        _batch_definition()
 
 
 _GATES = ("present", "type", "finite")
+_ENGINE_LOCK = Lock()
 
 
 def _structural(kind: str, subject: str) -> dict[str, Any]:
@@ -181,9 +184,11 @@ def _check_values(contract: DataContract, table: pa.Table, sound: set[str]) -> d
     if not rules:
         return {}
     frame = table.select([c.name for c in contract.columns if c.name in sound]).to_pandas()
-    batch = _batch_definition().get_batch({"dataframe": frame})
     suite = gx.ExpectationSuite(name="contract", expectations=[_build_expectation(rule) for rule in rules])
-    report = batch.validate(suite, result_format="BOOLEAN_ONLY")
+    # The engine caches the batch under one name: two sites in one process must not validate each other's table.
+    with _ENGINE_LOCK:
+        batch = _batch_definition().get_batch({"dataframe": frame})
+        report = batch.validate(suite, result_format="BOOLEAN_ONLY")
     return {str(r.expectation_config.meta["rule"]): bool(r.success) for r in report.results}
 
 

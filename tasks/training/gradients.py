@@ -7,9 +7,6 @@ tanh units multiply by 1 - a^2 on the way down. A patient's gradient is the mean
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -34,21 +31,21 @@ def patient_gradients(plan: StudyPlan, cohort: Cohort, weights: FloatVector) -> 
     Raises:
         PlanError: `weights-length`.
     """
-    with single_thread():
-        layers = unflatten(plan, weights)
-        features = torch.from_numpy(np.ascontiguousarray(cohort.features))
-        labels = torch.from_numpy(cohort.labels.astype(np.float64))
-        rows = _row_gradients(layers, features, labels)
-        means = _mean_by_patient(rows, torch.from_numpy(cohort.patients), cohort.patient_count)
-        finite = torch.isfinite(means).all(dim=1, keepdim=True)
-        return torch.where(finite, means, torch.zeros_like(means))
+    use_single_thread()
+    layers = unflatten(plan, weights)
+    features = torch.from_numpy(np.ascontiguousarray(cohort.features))
+    labels = torch.from_numpy(cohort.labels.astype(np.float64))
+    rows = _row_gradients(layers, features, labels)
+    means = _mean_by_patient(rows, torch.from_numpy(cohort.patients), cohort.patient_count)
+    finite = torch.isfinite(means).all(dim=1, keepdim=True)
+    return torch.where(finite, means, torch.zeros_like(means))
 
 
 def predict(plan: StudyPlan, features: FloatVector, weights: FloatVector) -> FloatVector:
     """Returns the predicted probability of every row, float64 (rows,)."""
-    with single_thread():
-        activations = _forward(unflatten(plan, weights), torch.from_numpy(np.ascontiguousarray(features)))
-        return np.asarray(torch.sigmoid(activations[-1][:, 0]).numpy(), dtype=np.float64)
+    use_single_thread()
+    activations = _forward(unflatten(plan, weights), torch.from_numpy(np.ascontiguousarray(features)))
+    return np.asarray(torch.sigmoid(activations[-1][:, 0]).numpy(), dtype=np.float64)
 
 
 def unflatten(plan: StudyPlan, weights: FloatVector) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -69,16 +66,12 @@ def unflatten(plan: StudyPlan, weights: FloatVector) -> list[tuple[torch.Tensor,
     return list(zip(tensors[::2], tensors[1::2], strict=True))
 
 
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Runs torch on one thread, so that every sum has one order and a run can be repeated bit for bit."""
-    threads = torch.get_num_threads()
+def use_single_thread() -> None:
+    """Sets torch to one thread in the calling thread, so that every float sum has one order and a run can be repeated.
+
+    Never reset: another thread of this process may be training.
+    """
     torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _forward(layers: list[tuple[torch.Tensor, torch.Tensor]], features: torch.Tensor) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -130,3 +131,10 @@ def test_check_prints_nothing(capfd):
     check_table(clinic_contract(), clinic_table(age=[1.0, SECRET, 2.0, 3.0]))
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_sites_in_one_process_do_not_judge_each_others_table():
+    good, bad = clinic_table(), clinic_table(age=[1.0, SECRET, 2.0, 3.0])
+    with ThreadPoolExecutor(4) as pool:
+        verdicts = list(pool.map(lambda table: check_table(clinic_contract(), table).passed, [good, bad] * 6))
+    assert verdicts == [True, False] * 6

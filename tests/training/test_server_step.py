@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -173,3 +174,20 @@ def test_safetensors_bytes_are_deterministic_and_hold_the_released_weights():
 def test_decoded_sum_is_in_gradient_units():
     plan = make_plan(clip_norm="2")
     assert decode_sum(plan, np.array([1 << 16, -(1 << 15), 0, 1], dtype=np.int64)).tolist() == [2.0, -1.0, 0, 2.0**-15]
+
+
+FROZEN = {
+    "sgd": "15d68402242b19b4a8c4983cb4150b713b524b918aaaf190268cdcfa3dbc6a3f",
+    "momentum": "ff766195ad66223b7416f50008868c36d7522c2d8c9ddc47ada006100ebb0649",
+    "adam": "fb5513aebc106114f55d51e4fb6be662dc95cf9a6660cebe701060dfc5771d4d",
+}
+
+
+@pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM], ids=lambda o: o.kind)
+def test_frozen_vector_of_three_steps(optimizer):
+    """Never edited, only added to: another machine or numpy must reach the same bits."""
+    plan = make_plan(optimizer=optimizer)
+    steps = [np.array([12345, -678901, 1 << 40, k], dtype=np.int64) for k in (-1, 0, 7)]
+    state = run(plan, steps)
+    frozen = replace(state, study="ab" * 32)
+    assert state_digest(frozen) == FROZEN[optimizer.kind]
