@@ -12,14 +12,15 @@ import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
-from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Cancelling
+from prefect.exceptions import InfrastructureNotFound, PrefectHTTPStatusError
+from prefect.states import Cancelling, Crashed
 
 from flows.dispatch import dispatch, dispatch_key, run_state, wait_for_end, wait_for_start
 from infra.prefect_server import PrefectServer
 from schemas.errors import OperationError
-from site_agents.admission import AgentFlow
-from site_agents.worker import ensure_site_pool, pool_name, run_agent
+from site_agents.admission import AgentFlow, SiteJobConfiguration
+from site_agents.flow_thread import guard_flow
+from site_agents.worker import ConsiliumWorker, ensure_site_pool, pool_name, run_agent
 from tests.runtime.agents import agent_here, everything_the_server_knows
 from tests.runtime.site_process import SECRET_CELL, make_flows
 
@@ -339,3 +340,23 @@ def test_refusal_ends_the_run_even_when_the_site_cannot_record_it(tmp_path: Path
             assert not (tmp_path / "planted").exists()
 
     asyncio.run(scenario())
+
+
+def test_body_starts_once_however_often_the_server_answers_running(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        guarded = guard_flow(make_flows(tmp_path)["site-sleep"].flow, Crashed)
+        (tmp_path / "wake-s1").touch()
+        assert await guarded.fn("s1", 1) is None
+        (tmp_path / "sleeping-s1").unlink()
+        again = await guarded.fn("s1", 1)
+        assert (again.name, again.message) == ("Refused", "run-repeated")
+        assert not (tmp_path / "sleeping-s1").exists()
+
+    asyncio.run(scenario())
+
+
+def test_agent_kills_no_run_but_its_own(tmp_path: Path) -> None:
+    worker = ConsiliumWorker("pool", site="general", flows=make_flows(tmp_path), on_refusal=lambda *_: None)
+    for identifier in (f"{worker.name}:{uuid4()}", f"somebody-else:{uuid4()}", "4711"):
+        with pytest.raises(InfrastructureNotFound, match="does not run that flow run"):
+            asyncio.run(worker.kill_infrastructure(identifier, SiteJobConfiguration()))
