@@ -102,8 +102,8 @@ class CeremonyParty:
 
     def nonce_open(self, commits: Mapping[str, NonceCommit]) -> NonceOpen:
         """Opens the nonce after everybody committed."""
+        rules.verify_nonce_commits(self._plan, commits)
         self._commits = self._phase(0, commits)
-        rules.verify_nonce_commits(self._plan, self._commits)
         return self._remember(NonceOpen(sid=self._sid, sender=self._name, nonce=self._nonce))
 
     def key_commit(self, opens: Mapping[str, NonceOpen]) -> KeyCommit:

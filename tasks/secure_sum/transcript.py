@@ -15,6 +15,7 @@ from schemas.errors import PeerError
 from schemas.messages import KeyCommit, KeyOpen, NonceCommit, NonceOpen, SelfTest, TranscriptSignature
 from schemas.plan import StudyPlan
 from schemas.wire import Header, Kind, pack_residues, read_blob, residue_width, unpack_residues, write_blob
+from tasks.hpke import seal
 from tasks.secure_sum import ckks
 from tasks.secure_sum.epoch import holder_points
 from tasks.secure_sum.modular import UInt64
@@ -55,10 +56,10 @@ def verify_phase(plan: StudyPlan, sid: str, messages: Mapping[str, T]) -> dict[s
 
 
 def verify_nonce_commits(plan: StudyPlan, commits: Mapping[str, NonceCommit]) -> None:
-    """Refuses epoch keys that two holders share or that equal a long-lived key.
+    """Refuses epoch keys that cannot be used, that two holders share or that equal a long-lived key.
 
     Raises:
-        PeerError: `ceremony-keys`, naming the later holder.
+        PeerError: `ceremony-keys`, naming the (later) holder.
     """
     taken = {site.identity_key for site in plan.sites} | {site.hpke_key for site in plan.sites}
     taken.add(plan.coordinator.identity_key)
@@ -67,6 +68,10 @@ def verify_nonce_commits(plan: StudyPlan, commits: Mapping[str, NonceCommit]) ->
             if key in taken:
                 raise PeerError("ceremony-keys", name, "an epoch key is not fresh.", "Generate fresh epoch keys.")
             taken.add(key)
+        try:
+            seal(message.epoch_hpke_key, b"", b"")
+        except ValueError:
+            raise PeerError("ceremony-keys", name, "its epoch HPKE key is malformed.") from None
 
 
 def derive_seed(sid: str, commits: Mapping[str, NonceCommit], opens: Mapping[str, NonceOpen]) -> str:

@@ -234,7 +234,7 @@ class Round:
 
 def make_context(ceremony: Ceremony, length: int | None = None, **changes: Any) -> RoundContext:
     """A context for any length: the rule that ties the length to the plan has its own test."""
-    plan, public = ceremony.plan, shared_public(ceremony.plan.study, ceremony.epoch, ceremony)
+    plan, public = ceremony.plan, shared_public(ceremony)
     fields: dict[str, Any] = {
         "kind": "train",
         "sid_star": public.sid_star,
@@ -254,11 +254,11 @@ def make_context(ceremony: Ceremony, length: int | None = None, **changes: Any) 
     return RoundContext(plan, public, instruction, digest, derive_parameters(plan))
 
 
-_PUBLIC: dict[str, EpochPublic] = {}
+_PUBLIC: dict[int, EpochPublic] = {}
 
 
-def shared_public(study: str, epoch: int, ceremony: Ceremony) -> EpochPublic:
-    key = f"{study}/{epoch}/{id(ceremony)}"
-    if key not in _PUBLIC:
-        _PUBLIC[key] = ceremony.public()
-    return _PUBLIC[key]
+def shared_public(ceremony: Ceremony) -> EpochPublic:
+    """The public epoch of a ceremony, derived once."""
+    if id(ceremony) not in _PUBLIC:
+        _PUBLIC[id(ceremony)] = ceremony.public()
+    return _PUBLIC[id(ceremony)]
