@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +10,6 @@ from schemas.errors import SiteDataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_BLOCK_BYTES = 1 << 20
 
 
 def read_table(path: Path, contract: DataContract) -> pa.Table:
@@ -43,30 +39,6 @@ def read_table(path: Path, contract: DataContract) -> pa.Table:
         raise SiteDataError(
             "data-unreadable", f"{path.name} cannot be read.", "Check its permissions and the disk."
         ) from None
-
-
-def derive_cohort_digest(path: Path, secret: bytes) -> str:
-    """Derives HMAC-SHA-256 (hex) of the file's bytes under a 32-byte secret of the site.
-
-    The digest names the data source in the ledger. It is keyed, so that nobody else can test guesses about the table.
-
-    Raises:
-        SiteDataError: `data-missing`, `data-unreadable`.
-    """
-    if len(secret) != 32:
-        raise ValueError("expected a secret of 32 bytes")
-    digest = hmac.new(secret, b"consilium/cohort-digest", hashlib.sha256)
-    try:
-        with path.open("rb") as source:
-            while block := source.read(_BLOCK_BYTES):
-                digest.update(block)
-    except FileNotFoundError:
-        raise SiteDataError("data-missing", f"Expected the site's table at {path.name}.", "Correct the path.") from None
-    except OSError:
-        raise SiteDataError(
-            "data-unreadable", f"{path.name} cannot be read.", "Check its permissions and the disk."
-        ) from None
-    return digest.hexdigest()
 
 
 def _read_parquet(path: Path, contract: DataContract) -> pa.Table:

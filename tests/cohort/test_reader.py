@@ -10,12 +10,10 @@ import pytest
 from pyarrow import csv
 
 from schemas.errors import SiteDataError
-from site_agents.cohort.reader import derive_cohort_digest, read_table
+from site_agents.cohort.reader import read_table
 from tasks.contract.encoder import encode_features
 from tasks.contract.suite import check_table
 from tests.contract.tables import clinic_contract, clinic_table
-
-SECRET = b"s" * 32
 
 
 def test_parquet_and_csv_of_the_same_cohort_encode_alike(tmp_path):
@@ -95,18 +93,6 @@ def test_unreadable_file_is_the_stewards_to_correct(tmp_path):
     path.chmod(0)
     with pytest.raises(SiteDataError, match="cannot be read"):
         read_table(path, clinic_contract())
-
-
-def test_cohort_digest_is_keyed_and_changes_with_any_byte(tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(clinic_table(), path)
-    digest = derive_cohort_digest(path, SECRET)
-    assert digest == derive_cohort_digest(path, SECRET)
-    assert digest != derive_cohort_digest(path, b"t" * 32)
-    path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    assert digest != derive_cohort_digest(path, SECRET)
-    with pytest.raises(SiteDataError, match=r"Expected the site's table at none\.parquet"):
-        derive_cohort_digest(tmp_path / "none.parquet", SECRET)
 
 
 def test_one_bad_row_at_the_end_of_a_csv_is_found(tmp_path):
