@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ def run_agents(homes: Sequence[Path]) -> None:
             raise OperationError(
                 "settings-unreadable", f"Expected a settings file config.json in {home}.", "Name the home with --home."
             )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     from site_agents.agent import run_site_agent
 
     if len(homes) == 1:

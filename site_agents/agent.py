@@ -24,6 +24,7 @@ def run_site_agent(folder: Path) -> None:
     """
     home = open_home(folder)
     with exclusive(home):
+        _log.info("agent of %s: loading libraries", home.settings.name)
         warm_up()
         from tasks.contract.suite import warm_engine
 
@@ -43,6 +44,7 @@ async def _serve(home: SiteHome) -> None:
         ledger.append(NO_STUDY, Refused(instruction="0" * 64, code=code))
 
     await close_leftover_runs(home.settings.name)
+    _log.info("agent of %s: serving", home.settings.name)
     await run_agent(
         home.settings.name,
         site_flows(home.folder),

@@ -54,7 +54,8 @@ def compute_contribution(
     if kind == "train":
         mechanism = training_mechanism(plan)
         return mechanism.add_noise(train_sum(plan, cohort, weights, mechanism.sensitivity), stream)
-    return evaluation_mechanism(plan).add_noise(score_histogram(plan, cohort, weights), stream)
+    mechanism = evaluation_mechanism(plan)
+    return mechanism.add_noise(mechanism.encode_counts(score_histogram(plan, cohort, weights)), stream)
 
 
 def compute_in_child(

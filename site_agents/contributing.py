@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from schemas.canonical import sha256_hex
 from schemas.contract import ContractVerdict
 from schemas.envelope import sign_envelope
-from schemas.errors import ConsiliumError, OperationError, PeerError
+from schemas.errors import BudgetError, ConsiliumError, OperationError, PeerError
 from schemas.layout import attempt_key
-from schemas.ledger import PrivacyReserved, Refused
+from schemas.ledger import PrivacyReserved
 from schemas.messages import Contribution, Refusal
 from site_agents.lineage import model_before
 from site_agents.policy import Expected, verify_instruction
 from site_agents.round import SiteRound
-from tasks.ledger.budget import commit, reserve, would_admit
+from tasks.ledger.budget import commit, record_refusal, reserve, would_admit
 from tasks.privacy.mechanism import mechanism_for
 from tasks.rounds import read_instruction
 from tasks.secure_sum.contribute import contribute
@@ -185,7 +185,11 @@ class Contributing:
         for item in ("key.bin", "bulk.bin", "contribution.json"):
             outbox.send(self.work.mine(item))
         commit(
-            self.work.context.ledger, self.work.plan.study, self.work.round, self._reserved_digest(), sha256_hex(stored)
+            self.work.context.ledger,
+            self.work.plan.study,
+            self.work.round,
+            self.work.instruction.digest,
+            sha256_hex(stored),
         )
 
     def refuse(self, error: ConsiliumError, verdict: ContractVerdict | None = None) -> None:
@@ -193,26 +197,20 @@ class Contributing:
         instruction = self.work.context.store.get(
             attempt_key(self.work.plan.study, self.work.round, self.work.attempt, None, "instruction.json")
         )
-        digest = sha256_hex(instruction or b"")
-        already = any(
-            isinstance(entry.body, Refused) and entry.body.instruction == digest
-            for entry in self.work.context.ledger.find(self.work.plan.study, "refused")
-        )
-        if not already:
-            self.work.context.ledger.append_once(self.work.plan.study, Refused(instruction=digest, code=error.code))
+        received = instruction or b""
+        record_refusal(self.work.context.ledger, self.work.plan.study, received, error)
         message = Refusal(
-            instruction=digest,
+            instruction=sha256_hex(received),
             sender=self.work.context.name,
             code=error.code,
-            detail=error.message[:400] if error.code == "budget-exceeded" else "",
-            ledger=self.work.context.ledger.position(),
+            detail=error.message[:400] if isinstance(error, BudgetError) else "",
+            ledger=self.work.context.publish_ledger(),
             verdict=verdict,
         )
         key = self.work.context.home.identity.signing
         self.work.context.outbox.answer(
             self.work.mine("refusal.json"), lambda: sign_envelope(message, self.work.plan.study, key)
         )
-        self.work.context.publish_ledger()
 
     def resend(self) -> None:
         """Sends again what was decided before this process started."""

@@ -41,7 +41,7 @@ def first_site(consortium: EmbeddedConsortium) -> str:
 
 
 def kinds(consortium: EmbeddedConsortium, site: str) -> list[str]:
-    return [entry.body.kind for _, entry in consortium.sites[site].ledger.entries_for(consortium.plan.study)]
+    return [entry.body.kind for entry in consortium.sites[site].ledger.entries_for(consortium.plan.study)]
 
 
 def spent(consortium: EmbeddedConsortium, site: str) -> int:
