@@ -235,7 +235,7 @@ def verify_record(
     listed = dict(record.contributions).get(secrets.name)
     if listed is not None and (own_contribution is None or envelope_digest(own_contribution) != listed):
         raise PeerError(
-            "own-contribution", context.coordinator, "the record lists a contribution this site never made."
+            "own-contribution", context.coordinator, "the record lists another contribution of this site."
         )
     contributions, total = verify_record_public(context, record, envelopes, key_blobs)
     faults = find_shamir_faults(secrets, context, contributions, shamir_blobs)
