@@ -266,7 +266,9 @@ def test_two_studies_run_at_once_even_when_a_step_blocks(tmp_path: Path) -> None
     asyncio.run(scenario())
 
 
-def test_run_cancelled_by_a_person_ends_at_the_site(tmp_path: Path) -> None:
+def test_run_cancelled_by_a_person_ends_at_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("site_agents.worker._CANCEL_CHECK_SECONDS", 0.2)
+
     async def scenario() -> None:
         async with agent_here(_site(), tmp_path) as agent:
             run_id = await _run(agent.site, "site-sleep")
