@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from schemas.canonical import sha256_hex
+from schemas.errors import PeerError
 from schemas.layout import attempt_key, round_key
 from tasks.audit.context import AuditContext
 from tasks.audit.registry import AuditFailure, Check, Findings, NotApplicable
@@ -35,11 +36,13 @@ def check_openings(context: AuditContext, findings: Findings) -> str | NotApplic
 
 def _add_again(context: AuditContext, round_: int) -> str:
     attempt = context.record(round_).predicate.attempt
-    sources = {
-        site: (found.predicate, context.evidence.file(attempt_key(context.study, round_, attempt, site, "bulk.bin")))
-        for site, found in context.recorded(round_).items()
-    }
-    return add_bulk(context.round_context(round_), sources, None)
+    contributions = context.recorded(round_)
+    paths = {site: attempt_key(context.study, round_, attempt, site, "bulk.bin") for site in contributions}
+    sources = {site: (found.predicate, context.evidence.file(paths[site])) for site, found in contributions.items()}
+    try:
+        return add_bulk(context.round_context(round_), sources, None)
+    except PeerError as error:
+        raise AuditFailure(paths.get(error.peer, f"round {round_}"), str(error)) from None
 
 
 def _check_opening(context: AuditContext, findings: Findings, round_: int) -> None:
