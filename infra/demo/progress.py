@@ -94,7 +94,7 @@ def describe_steps(view: StudyView, budget: float) -> list[str]:
         elif round_.done:
             lines.append(f"Evaluation: {len(round_.participants)} hospitals in the sum, {round_.seconds:.1f} s")
     if view.model_version:
-        lines.append(f"Released {view.model_version}")
+        lines.append(f"Released model version {view.model_version}")
     if view.evidence:
         lines.append("Evidence exported")
     return lines

@@ -160,16 +160,16 @@ def _figures(summary: DemoSummary) -> list[tuple[str, str]]:
     missing = sum(len(names) for names in summary.dropped.values())
     sites = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "no"
     return [
-        ("study", summary.study),
+        ("study", f"{summary.study[:16]}…"),
         ("rounds", f"{summary.rounds} of training, {sites} hospitals in every sum, drop-outs: {missing}"),
         (
             "released AUC",
-            f"{auc.value:.3f}, 95 % interval {auc.low:.3f} to {auc.high:.3f} (noisy: this is what everybody may see)"
+            f"{auc.value:.3f}, 95 % interval {auc.low:.3f} to {auc.high:.3f} (noisy; all that others see)"
             if auc
             else "none",
         ),
-        ("exact AUC", f"{_figure(summary.exact_auc)}   only a demo can know this: it owns every hospital's folder"),
-        ("central DP AUC", f"{_figure(summary.central_auc)}   only a demo can know this: the rows pooled, same noise"),
+        ("exact AUC", f"{_figure(summary.exact_auc)}   only a demo can know this"),
+        ("central DP AUC", f"{_figure(summary.central_auc)}   only a demo can know this; rows pooled, one noise"),
         ("epsilon", _epsilon_text(summary)),
         (
             "bytes",
@@ -185,7 +185,7 @@ def _epsilon_text(summary: DemoSummary) -> str:
     outsider = max((e.outsider for e in summary.epsilon.values()), default=0.0)
     return (
         f"{collusion:.3f} of {summary.budget_epsilon:g} under collusion, {outsider:.3f} against outsiders "
-        f"(delta {summary.delta:g}, per patient)"
+        f"(delta {summary.delta:g})"
     )
 
 

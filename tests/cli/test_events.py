@@ -30,7 +30,7 @@ STORY: list[dict[str, Any]] = [
     {"event": "round-done", "round": 3, "kind": "evaluate", "participants": SITES[:4], "seconds": 4.0}
     | {"epsilon_collusion": 3.0, "epsilon_outsider": 1.9},
     {"event": "evaluation-done", "auc": 0.97, "low": 0.93, "high": 1.0},
-    {"event": "released", "model_version": "study/1", "weights": "cd" * 32},
+    {"event": "released", "model_version": "1", "weights": "cd" * 32},
     {"event": "evidence-exported", "path": "evidence"},
     {"event": "study-done", "complete": True, "reason": "all rounds opened"},
 ]
@@ -46,7 +46,7 @@ def told(events: list[dict[str, Any]]) -> StudyView:
 def test_a_whole_study_is_understood() -> None:
     view = told(STORY)
     assert (view.rounds_done, view.epsilon) == (2, (1.5, 0.8))
-    assert (view.finished, view.complete, view.model_version) == (True, True, "study/1")
+    assert (view.finished, view.complete, view.model_version) == (True, True, "1")
     assert view.rounds[1].codes == {"valley": "contract-violated"}
     assert view.evaluation == {"auc": 0.97, "low": 0.93, "high": 1.0}
 
@@ -117,7 +117,7 @@ def test_plain_lines_appear_once_and_in_order() -> None:
         "Round 1/2: 4 hospitals in the sum, 3.0 s, epsilon 0.91 of 3",
         "Round 2/2: 4 hospitals in the sum, 5.0 s, epsilon 1.50 of 3",
         "Evaluation: 4 hospitals in the sum, 4.0 s",
-        "Released study/1",
+        "Released model version 1",
         "Evidence exported",
     ]
 
