@@ -7,13 +7,14 @@ VENV ?= .venv
 PIP_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+SIZES ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 export OMP_NUM_THREADS ?= 1
 export DO_NOT_TRACK := true
 
-.PHONY: demo ui test test-long bench fuzz lint format clean help
+.PHONY: demo ui test test-long bench lint format clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -31,10 +32,7 @@ test-long: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "long" --timeout 7200 $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-test
-	$(BIN)/python -m infra.bench
-
-fuzz: $(VENV)/.installed-test
-	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -k "fuzz or mutat" --timeout 7200 $(PYTEST_ARGS)
+	$(BIN)/python -m tests.bench $(SIZES)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
