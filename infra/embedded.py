@@ -91,6 +91,10 @@ class EmbeddedConsortium:
             party.confirm()
         return enter_ceremony(self.coordinator, epoch)
 
+    def finished_ceremony(self, epoch: int = 1) -> EpochPublic:
+        """Returns the verified public side of a ceremony that was held before."""
+        return enter_ceremony(self.coordinator, epoch)
+
     def run_round(
         self,
         public: EpochPublic,

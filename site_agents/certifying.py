@@ -164,11 +164,9 @@ class Certifying:
         key_blobs = {s: self._key_blob(s, c.predicate) for s, c in contributions.items()}
         sealed = {s: self._sealed(s, c.predicate) for s, c in contributions.items()}
         envelopes = {s: c.data for s, c in contributions.items()}
-        key_sum = verify_record(
-            secrets, self.work.secure_sum(), record.predicate, envelopes, key_blobs, sealed, own
-        ).blob
+        total = verify_record(secrets, self.work.secure_sum(), record.predicate, envelopes, key_blobs, sealed, own)
         self.work.context.keystore.register_record(record.predicate.epoch, self.work.round, record.digest)
-        return key_sum
+        return total.blob
 
     def _key_blob(self, sender: str, contribution: Contribution) -> bytes:
         key = attempt_key(self.work.plan.study, self.work.round, self.work.attempt, sender, "key.bin")

@@ -184,13 +184,8 @@ class Contributing:
             outbox.send(self.work.mine(f"shamir-{site.name}.bin"))
         for item in ("key.bin", "bulk.bin", "contribution.json"):
             outbox.send(self.work.mine(item))
-        commit(
-            self.work.context.ledger,
-            self.work.plan.study,
-            self.work.round,
-            self.work.instruction.digest,
-            sha256_hex(stored),
-        )
+        asked, contribution = self.work.instruction.digest, sha256_hex(stored)
+        commit(self.work.context.ledger, self.work.plan.study, self.work.round, asked, contribution)
 
     def refuse(self, error: ConsiliumError, verdict: ContractVerdict | None = None) -> None:
         """Declines this attempt: an entry in the ledger, then a signed refusal that carries only the error's code."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulator import Prepared, open_consortium, prepare
+from tests.simulator import Prepared, copy_study, open_consortium, prepare
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,23 @@ class FinishedStudy:
 
 
 @pytest.fixture(scope="session")
-def finished_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
+def prepared_study(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """A prepared study of five hospitals and two rounds; copy it (`copy_study`) before anything runs in it."""
+    return prepare(tmp_path_factory.mktemp("prepared") / "study")
+
+
+@pytest.fixture(scope="session")
+def study_after_ceremony(prepared_study: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """The prepared study after its key ceremony; copy it before anything runs in it."""
+    prepared = copy_study(prepared_study, tmp_path_factory.mktemp("ceremony") / "study")
+    open_consortium(prepared).run_ceremony()
+    return prepared
+
+
+@pytest.fixture(scope="session")
+def finished_study(prepared_study: Prepared, tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """A whole study of five hospitals and two rounds with evaluation and release, in one process."""
-    prepared = prepare(tmp_path_factory.mktemp("study"))
+    prepared = copy_study(prepared_study, tmp_path_factory.mktemp("finished") / "study")
     consortium = open_consortium(prepared)
     evaluation = consortium.run_study()
     evidence = consortium.release(prepared.plan.mechanism.rounds, evaluation)

@@ -6,6 +6,7 @@ Real keys, real encryption, real ledgers; only the waiting is left out (`infra.e
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,6 +57,18 @@ def prepare(folder: Path, rounds: int = 2, sites: int = 5, **changes: object) ->
     write_participant_settings(workdir, plan, "http://unused.invalid/api", folder / "memory", RunOptions())
     (folder / "memory").mkdir(mode=0o700, exist_ok=True)
     return Prepared(workdir, plan)
+
+
+def copy_study(prepared: Prepared, folder: Path) -> Prepared:
+    """Copies a study with everything its parties hold to `folder`, as if it had always been there."""
+    shutil.copytree(prepared.workdir.root, folder)
+    copied = Prepared(Workdir(folder), prepared.plan)
+    for site in prepared.plan.sites:
+        home = copied.workdir.site(site.name)
+        memory = str(folder / "memory" / site.name)
+        change_settings(home, store=str(folder / "store"), data=str(home / "cohort.parquet"), memory_folder=memory)
+    change_settings(copied.workdir.coordinator, store=str(folder / "store"))
+    return copied
 
 
 def open_consortium(prepared: Prepared, insecure_recorded_noise: bool = False) -> EmbeddedConsortium:

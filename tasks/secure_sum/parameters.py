@@ -130,13 +130,13 @@ def derive_parameters(plan: StudyPlan) -> SumParameters:
 def derive_sum_bound(plan: StudyPlan) -> int:
     """Returns |Sigma|_max: every declared patient (twice over) at the clip bound, plus the tail of all noise shares.
 
-    One patient moves a training coefficient by at most 2**scale_bits (the clip norm, rounding included) and a histogram
-    count by 1. Each of the n_c shares of noise has variance (noise_multiplier * unit)**2 / h.
+    One patient moves a training coefficient, or a histogram count on the same lattice, by at most 2**scale_bits (the
+    clip norm, rounding included). Each of the n_c shares of noise has variance (noise_multiplier * unit)**2 / h.
     """
     patients = COHORT_MARGIN * sum(site.declared_patients for site in plan.contributors)
     unit = 1 << plan.mechanism.scale_bits
     train = patients * unit + _noise_tail(plan, plan.mechanism.noise_multiplier, unit)
-    evaluate = patients + _noise_tail(plan, plan.evaluation.noise_multiplier, 1)
+    evaluate = patients * unit + _noise_tail(plan, plan.evaluation.noise_multiplier, unit)
     return max(train, evaluate)
 
 

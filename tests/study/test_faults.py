@@ -21,14 +21,16 @@ from site_agents.context import open_context
 from site_agents.contributing import Contributing
 from site_agents.home import exclusive, open_home
 from site_agents.round import SiteRound
+from tasks.audit.keys import read_public_keys
+from tasks.audit.verify import verify_evidence
 from tasks.rounds import read_instruction, read_record
 from tasks.server_step import state_digest
-from tests.simulator import Prepared, change_settings, open_consortium, prepare
+from tests.simulator import Prepared, change_settings, copy_study, open_consortium, prepare
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> Prepared:
-    return prepare(tmp_path / "study")
+def prepared(study_after_ceremony: Prepared, tmp_path: Path) -> Prepared:
+    return copy_study(study_after_ceremony, tmp_path / "study")
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_a_table_that_violates_the_contract_is_refused_before_anything_is_reserv
     prepared: Prepared,
 ) -> None:
     consortium = open_consortium(prepared)
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     site = first_site(consortium)
     data = prepared.workdir.site(site) / "cohort.parquet"
     table = pq.read_table(data)
@@ -82,7 +84,7 @@ def test_a_budget_that_would_be_exceeded_is_refused_with_requested_spent_and_lim
     site = prepared.plan.sites[0].name
     change_settings(prepared.workdir.site(site), epsilon="0.1")
     consortium = open_consortium(prepared)
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     steps = RoundSteps(consortium.coordinator, public, consortium.lineage, 1, "train")
     steps.issue()
     work = SiteRound(consortium.sites[site], 1, 1)
@@ -98,20 +100,19 @@ def test_a_budget_that_would_be_exceeded_is_refused_with_requested_spent_and_lim
 
 def test_a_study_whose_sites_are_out_of_budget_ends_with_the_last_model(prepared: Prepared) -> None:
     for site in prepared.plan.sites[:3]:
-        change_settings(prepared.workdir.site(site.name), epsilon="1.5")
+        change_settings(prepared.workdir.site(site.name), epsilon="2.2")
     consortium = open_consortium(prepared)
-    public = consortium.run_ceremony()
-    done = 0
-    with pytest.raises(BudgetExhausted, match="budget is used up"):
-        for round_ in range(1, prepared.plan.mechanism.rounds + 1):
-            consortium.run_round(public, round_)
-            done = round_
-    assert done < prepared.plan.mechanism.rounds
+    public = consortium.finished_ceremony()
+    consortium.run_round(public, 1)
     before = state_digest(consortium.lineage.state)
 
-    if done:
-        consortium.release(done, None, "the privacy budget is used up")
+    with pytest.raises(BudgetExhausted, match="budget is used up"):
+        consortium.run_round(public, 2)
+
+    evidence = consortium.release(1, None, "the privacy budget is used up")
     assert state_digest(consortium.lineage.state) == before
+    report = verify_evidence(evidence, read_public_keys(prepared.keys))
+    assert [result.check for result in report.results if result.status == "failed"] == []
 
 
 def test_a_plan_changed_by_one_byte_is_refused(prepared: Prepared) -> None:
@@ -134,7 +135,7 @@ def test_a_plan_that_this_site_never_approved_is_refused(prepared: Prepared) -> 
 
 
 def test_an_unsigned_instruction_is_refused_and_nothing_is_spent(consortium: EmbeddedConsortium) -> None:
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     RoundSteps(consortium.coordinator, public, consortium.lineage, 1, "train").issue()
     site = first_site(consortium)
     key = attempt_key(consortium.plan.study, 1, 1, None, "instruction.json")
@@ -153,7 +154,7 @@ def test_an_unsigned_instruction_is_refused_and_nothing_is_spent(consortium: Emb
 
 
 def test_a_replayed_instruction_returns_the_stored_bytes_and_spends_nothing(consortium: EmbeddedConsortium) -> None:
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     consortium.run_round(public, 1)
     site = first_site(consortium)
     folder = Path(consortium.coordinator.settings.store) / "sites" / site / consortium.plan.study / "round-0001"
@@ -173,7 +174,7 @@ def test_a_replayed_instruction_returns_the_stored_bytes_and_spends_nothing(cons
 
 
 def test_an_instruction_for_a_model_that_does_not_follow_is_refused(consortium: EmbeddedConsortium) -> None:
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     steps = RoundSteps(consortium.coordinator, public, consortium.lineage, 1, "train")
     real = steps.issue().predicate
     forge_instruction(consortium, real.model_copy(update={"model": "ab" * 32}))
@@ -198,7 +199,7 @@ def test_an_instruction_for_a_model_that_does_not_follow_is_refused(consortium: 
 def test_an_instruction_that_the_plan_does_not_foresee_is_refused(
     consortium: EmbeddedConsortium, change: dict[str, object], code: str
 ) -> None:
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     real = RoundSteps(consortium.coordinator, public, consortium.lineage, 1, "train").issue().predicate
     forged = real.model_copy(update=change)
     key = attempt_key(consortium.plan.study, 1, 1, None, "instruction.json")
@@ -215,7 +216,7 @@ def test_an_instruction_that_the_plan_does_not_foresee_is_refused(
 
 
 def collected_round(consortium: EmbeddedConsortium) -> tuple[RoundSteps, Answers, Record]:
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     steps = RoundSteps(consortium.coordinator, public, consortium.lineage, 1, "train")
     instruction = steps.issue()
     for context in consortium.sites.values():
@@ -290,7 +291,7 @@ def test_no_share_leaves_before_a_certificate(consortium: EmbeddedConsortium) ->
 
 
 def test_a_site_that_is_silent_in_training_is_dropped_and_recorded(consortium: EmbeddedConsortium) -> None:
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     site = first_site(consortium)
     outcome = consortium.run_round(public, 1, faults=Faults(silent=[site]))
     assert outcome.record.predicate.dropped == ((site, "silent"),)
@@ -298,7 +299,7 @@ def test_a_site_that_is_silent_in_training_is_dropped_and_recorded(consortium: E
 
 
 def test_a_holder_that_is_gone_at_decryption_is_replaced_by_another_active_set(consortium: EmbeddedConsortium) -> None:
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     unwilling = first_site(consortium)
     outcome = consortium.run_round(public, 1, faults=Faults(unwilling=[unwilling]))
     assert unwilling not in [holder for holder, _ in outcome.opening.predicate.shares]
@@ -306,7 +307,7 @@ def test_a_holder_that_is_gone_at_decryption_is_replaced_by_another_active_set(c
 
 
 def test_too_few_contributions_stop_the_round_and_name_who_is_missing(consortium: EmbeddedConsortium) -> None:
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     silent = [site.name for site in consortium.plan.sites[:2]]
     with pytest.raises(OperationError, match="k_min = 4") as caught:
         consortium.run_round(public, 1, faults=Faults(silent=silent))
@@ -324,7 +325,7 @@ def test_two_agents_on_one_folder_are_refused(prepared: Prepared) -> None:
 def test_a_site_that_lost_its_epoch_secrets_says_so_and_neither_signs_nor_contributes(
     prepared: Prepared, consortium: EmbeddedConsortium
 ) -> None:
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     RoundSteps(consortium.coordinator, public, consortium.lineage, 1, "train").issue()
     site = first_site(consortium)
     shutil.rmtree(prepared.workdir.root / "memory" / site)
@@ -339,22 +340,10 @@ def test_a_site_that_lost_its_epoch_secrets_says_so_and_neither_signs_nor_contri
 
 def test_a_resumed_study_gives_the_same_model_as_an_uninterrupted_one_with_the_same_noise(tmp_path: Path) -> None:
     prepared = prepare(tmp_path / "one", rounds=3)
-    shutil.copytree(prepared.workdir.root, tmp_path / "two")
+    other = copy_study(prepared, tmp_path / "two")
     straight = open_consortium(prepared, insecure_recorded_noise=True)
     straight.run_study()
 
-    from infra.demo.workdir import Workdir
-
-    other = Prepared(Workdir(tmp_path / "two"), prepared.plan)
-    for site in prepared.plan.sites:
-        home = other.workdir.site(site.name)
-        change_settings(
-            home,
-            store=str(tmp_path / "two" / "store"),
-            data=str(home / "cohort.parquet"),
-            memory_folder=str(tmp_path / "two" / "memory" / site.name),
-        )
-    change_settings(other.workdir.coordinator, store=str(tmp_path / "two" / "store"))
     broken = open_consortium(other, insecure_recorded_noise=True)
     public = broken.run_ceremony()
     broken.run_round(public, 1)
@@ -374,7 +363,7 @@ def test_a_resumed_study_gives_the_same_model_as_an_uninterrupted_one_with_the_s
 
 def test_the_contract_error_names_rule_and_column_but_no_value(prepared: Prepared) -> None:
     consortium = open_consortium(prepared)
-    public = consortium.run_ceremony()
+    public = consortium.finished_ceremony()
     RoundSteps(consortium.coordinator, public, consortium.lineage, 1, "train").issue()
     site = first_site(consortium)
     data = prepared.workdir.site(site) / "cohort.parquet"
