@@ -42,6 +42,7 @@ class SealHalf:
         with _MemoryFile() as file:
             file.write(encode_ciphertext(public_key, self._context.key_parms_id()))
             key.load(self._context, file.path)
+        self.key_parms_id: list[int] = self._context.key_parms_id()
         self._encryptor = seal.Encryptor(self._context, key)
 
     def encrypt_zero(self) -> UInt64:
@@ -93,6 +94,30 @@ def encode_ciphertext(polynomials: UInt64, parms_id: list[int]) -> bytes:
     return _header(len(body)) + body
 
 
+def public_tenseal_context(parameters: SumParameters, public: EpochPublic) -> object:
+    """Returns a TenSEAL context that holds the collective public key and never held a secret; for inspection.
+
+    `make_context_public()` leaves the decryptor in place, so the context is built from a message without a secret:
+    {1: parameters, 2: {1: public key, 2: automatic relinearise, rescale and switch, 3: no global scale}}.
+    """
+    import tenseal
+
+    half = SealHalf(parameters, public.public_key)
+    with _MemoryFile() as file:
+        seal_parameters(parameters).save(file.path)  # type: ignore[attr-defined]
+        encoded = file.read()
+    key = encode_ciphertext(public.public_key, half.key_parms_id)
+    inner = _field(1, key) + bytes([2 << 3, 7]) + bytes([3 << 3 | 1]) + struct.pack("<d", -1.0)
+    return tenseal.context_from(_field(1, encoded) + _field(2, inner))
+
+
+def _field(number: int, data: bytes) -> bytes:
+    size, length = len(data), b""
+    while size > 127:
+        length, size = length + bytes([size & 127 | 128]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + data
+
+
 def _header(size: int) -> bytes:
     return _HEADER.pack(_MAGIC, _HEADER.size, _MAJOR, _MINOR, 0, 0, _HEADER.size + size)
 
@@ -109,6 +134,10 @@ class _MemoryFile:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
+
+    def read(self) -> bytes:
+        """Returns the content."""
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
 
     def write(self, data: bytes) -> None:
         """Replaces the content."""

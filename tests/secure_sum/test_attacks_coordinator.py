@@ -1,0 +1,208 @@
+"""Attacks of an active coordinator (with colluding sites). Each first succeeds on a weakened copy, then fails."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schemas.errors import PeerError
+from tasks.secure_sum import record as record_rules
+from tasks.secure_sum import share as share_code
+from tasks.secure_sum.contribute import contribute
+from tasks.secure_sum.opening import _read_share, open_key
+from tasks.secure_sum.partial import combine_partials
+from tasks.secure_sum.record import add_key_ciphertexts, read_key_sum, verify_record
+from tasks.secure_sum.register import Register
+from tasks.secure_sum.sampling import insecure_stream, sample_binomial
+from tests.secure_sum.rounds import LENGTH, SITES, copy_of, signing, values_of
+from tests.secure_sum.world import Round, make_context, shared_ceremony, sign
+
+ACTIVE = tuple(SITES[:3])
+
+
+def second_record(certified: Round, drop: tuple[str, ...]) -> Round:
+    """The same contributions, another set: what an equivocating coordinator proposes."""
+    other = copy_of(certified, certificate={})
+    other.propose(drop)
+    return other
+
+
+def test_equivocation_on_the_contributor_set_recovers_a_site_only_without_the_certificate(
+    certified: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = second_record(certified, drop=("site-03",))
+    with monkeypatch.context() as weak:
+        weak.setattr(share_code, "verify_certificate", lambda *_: None)
+        shown = second_record(certified, drop=())
+        full = shown.open(shown.request(ACTIVE))
+        without = other.open(other.request(ACTIVE))
+    assert (full - without == certified.values["site-03"]).all()
+
+    # Only the certificate of the first record exists: no share for the second one leaves.
+    with pytest.raises(PeerError, match="fewer signatures than the quorum"):
+        other.share("site-00", other.request(ACTIVE))
+    replayed = copy_of(other, certificate=dict(certified.certificate))
+    with pytest.raises(PeerError, match="its signature is for another record"):
+        replayed.share("site-00", replayed.request(ACTIVE))
+    with pytest.raises(PeerError, match="signs one, whatever the attempt"):
+        Register.empty("00" * 32).sign_record(1, certified.record_digest).sign_record(1, other.record_digest)
+
+
+def certificates_possible(honest: int, colluding: int, quorum: int, restored: int) -> bool:
+    """Whether two records can both get a quorum when `restored` honest holders sign twice."""
+    for choice in product((0, 1), repeat=honest - restored):
+        first = colluding + restored + choice.count(0)
+        second = colluding + restored + choice.count(1)
+        if first >= quorum and second >= quorum:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("holders", "colluding", "quorum"), [(5, 2, 4), (4, 1, 3), (16, 8, 13)])
+def test_two_certificates_need_an_honest_holder_that_signs_twice(holders: int, colluding: int, quorum: int) -> None:
+    assert not certificates_possible(holders - colluding, colluding, quorum, restored=0)
+    # A weaker quorum, or enough holders restored from an old backup, give two certificates.
+    assert certificates_possible(holders - colluding, colluding, (holders + colluding) // 2, restored=0)
+    assert any(certificates_possible(holders - colluding, colluding, quorum, restored=r) for r in (1, 2, 3))
+
+
+def test_a_second_attempt_after_a_drop_out_is_the_same_attack_and_fails_alike(
+    certified: Round, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = tuple(s for s in SITES if s != "site-03")
+    later = Round(
+        certified.ceremony, make_context(certified.ceremony, LENGTH, attempt=2, participants=people), tmp_path
+    )
+    for site in people:
+        later.contribute(site, certified.values[site])
+    later.propose()
+    first = second_record(certified, drop=())
+    with monkeypatch.context() as weak:
+        weak.setattr(share_code, "verify_certificate", lambda *_: None)
+        difference = first.open(first.request(ACTIVE)) - later.open(later.request(ACTIVE))
+    assert (difference == certified.values["site-03"]).all()
+
+    signed = Register.empty(certified.context.public.sid_star).sign_record(1, first.record_digest)
+    with pytest.raises(PeerError, match="signs one, whatever the attempt"):
+        signed.sign_record(later.context.instruction.round, later.record_digest)
+    with pytest.raises(PeerError, match="fewer signatures than the quorum"):
+        later.share("site-00", later.request(ACTIVE))
+
+
+def test_a_forged_key_sum_opens_one_key_half_unless_holders_add_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    round_ = Round(shared_ceremony(5), make_context(shared_ceremony(5), LENGTH), tmp_path)
+    for site in SITES:
+        round_.contribute(site, values_of(site, LENGTH))
+    victim = "site-03"
+    stream = insecure_stream(77)
+    parts = contribute(round_.context, victim, values_of(victim, LENGTH), signing(victim), round_.bulk(victim), stream)
+    round_.parts[victim] = parts
+    round_.envelopes[victim] = sign(round_.message(victim, parts), round_.plan, signing(victim))[0]
+    secret_half = sample_binomial(insecure_stream(77), 2048)
+    round_.propose()
+    honest = round_.record
+    assert honest is not None
+    alone = add_key_ciphertexts(round_.context, {victim: round_.opened()[victim]}, round_.key_blobs())
+    forged = copy_of(round_, record=honest.model_copy(update={"key_sum": alone.digest}), key_sum=alone.blob)
+    assert forged.record is not None
+    forged.record_digest = sign(forged.record, round_.plan, signing("coordinator"))[1]
+    with monkeypatch.context() as weak:
+        weak.setattr(share_code, "verify_certificate", lambda *_: None)
+        request = forged.request(ACTIVE)
+        parts_of = [
+            _read_share(forged.context, forged.record_digest, list(ACTIVE), h, forged.share(h, request))[0]
+            for h in ACTIVE
+        ]
+    body = read_key_sum(forged.context, forged.record, forged.key_sum)[0]
+    assert (combine_partials(forged.context.parameters, body, parts_of) == secret_half).all()
+
+    for holder in SITES:
+        with pytest.raises(PeerError, match="names another sum of the key ciphertexts"):
+            forged.verify_as(holder)
+
+
+def test_different_models_to_different_sites_do_not_meet_in_one_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that gives one site another model could read that site out of the sum."""
+    ceremony = shared_ceremony(5)
+    told_others = Round(ceremony, make_context(ceremony, LENGTH), tmp_path)
+    told_victim = Round(ceremony, make_context(ceremony, LENGTH, model="99" * 32), tmp_path / "victim")
+    told_victim.folder.mkdir()
+    for site in SITES[:4]:
+        told_others.contribute(site, values_of(site, LENGTH))
+    told_victim.contribute("site-04", values_of("site-04", LENGTH))
+    envelopes = told_others.envelopes | told_victim.envelopes
+
+    def accept(context: Any, envelope: bytes, sender: str) -> Any:
+        source = told_victim if sender == "site-04" else told_others
+        return (
+            record_rules.open_envelope(
+                record_rules.Contribution, envelope, context.plan.study, context.plan.site(sender).identity_key, sender
+            )
+            and source.opened()[sender]
+        )
+
+    told_others.propose()
+    record = told_others.record
+    assert record is not None
+    mixed = record.model_copy(
+        update={
+            "contributions": tuple((s, record_rules.envelope_digest(envelopes[s])) for s in SITES),
+            "dropped": (),
+        }
+    )
+    with monkeypatch.context() as weak:
+        weak.setattr(record_rules, "verify_contribution", accept)
+        assert set(record_rules.open_contributions(told_others.context, mixed, envelopes)) == set(SITES)
+    for holder in SITES[:4]:
+        blobs = told_others.shamir_blobs(holder) | told_victim.shamir_blobs(holder)
+        keys = told_others.key_blobs() | told_victim.key_blobs()
+        with pytest.raises(PeerError, match="site-04: its contribution does not answer this instruction"):
+            verify_record(
+                ceremony.secrets[holder], told_others.context, mixed, envelopes, keys, blobs, envelopes[holder]
+            )
+
+
+def test_summing_the_shares_that_arrived_would_open_another_set(
+    certified: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator withholds one site's sealed shares: a sum over fewer keys is a key by subtraction."""
+    request = certified.request(ACTIVE)
+    withheld = {h: {s: b for s, b in certified.shamir_blobs(h).items() if s != "site-02"} for h in ACTIVE}
+    assert certified.record is not None
+    whole = open_key(
+        certified.context,
+        certified.record,
+        certified.record_digest,
+        request,
+        certified.key_sum,
+        {h: certified.share(h, request) for h in ACTIVE},
+    )
+    with monkeypatch.context() as weak:
+        real = share_code._add_shamir
+
+        def lenient(secrets: Any, context: Any, contributions: Any, blobs: Any) -> Any:
+            return real(secrets, context, {s: c for s, c in contributions.items() if s in blobs}, blobs)
+
+        weak.setattr(share_code, "_add_shamir", lenient)
+        partial = open_key(
+            certified.context,
+            certified.record,
+            certified.record_digest,
+            request,
+            certified.key_sum,
+            {h: certified.share(h, request, shamir_blobs=withheld[h]) for h in ACTIVE},
+        )
+    difference = whole - partial
+    assert int(np.abs(difference).max()) <= 42  # exactly the half-key s'' of site-02
+    assert abs(float(difference.var()) - 21) < 4
+    for holder in ACTIVE:
+        with pytest.raises(PeerError, match="site-02: the share that it sealed for this holder is missing"):
+            certified.share(holder, request, shamir_blobs=withheld[holder])
