@@ -34,7 +34,7 @@ async def run_ceremony(context: CoordinatorContext, after: int = 0) -> EpochPubl
         runs = SiteRuns(context, "site-ceremony", epoch, {"study": context.study, "epoch": epoch})
         await open_epoch(context, epoch)
         await ask_holders(context, runs)
-        await follow_phases(context, epoch)
+        await follow_phases(context, epoch, runs)
         return await verify_transcript(context, epoch)
 
     newest = _newest_opened(context)
@@ -57,7 +57,7 @@ async def ask_holders(context: CoordinatorContext, runs: SiteRuns) -> None:
 
 
 @waiting("follow-phases")
-async def follow_phases(context: CoordinatorContext, epoch: int) -> None:
+async def follow_phases(context: CoordinatorContext, epoch: int, runs: SiteRuns) -> None:
     """Waits until every holder has signed the transcript."""
     started = time.monotonic()
     end = started + context.options.ceremony_deadline_seconds
@@ -69,6 +69,7 @@ async def follow_phases(context: CoordinatorContext, epoch: int) -> None:
                     f"Epoch {epoch}: no {phase} from {', '.join(missing)}.",
                     "Every key holder takes part in a ceremony: start their agents and resume.",
                 )
+            await runs.start_missing(missing)
             await asyncio.sleep(context.options.poll_interval_seconds)
         context.progress.emit("ceremony-phase", epoch=epoch, phase=phase)
     context.progress.emit("ceremony-done", epoch=epoch, seconds=round(time.monotonic() - started, 3))

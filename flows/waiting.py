@@ -46,6 +46,18 @@ class SiteRuns:
                 await self._start(site, number + 1)
         self._checked = time.monotonic()
 
+    async def start_missing(self, sites: Iterable[str]) -> None:
+        """Starts a run at those of `sites` that have none, because their agent had not registered before.
+
+        In a key ceremony a run that died is not started again: fresh secrets would contradict announced ones.
+        """
+        if time.monotonic() - self._checked < CHECK_RUNS_SECONDS:
+            return
+        for site in sites:
+            if site not in self._runs:
+                await self._start(site, 1)
+        self._checked = time.monotonic()
+
     async def abandon(self, sites: Iterable[str]) -> None:
         """Marks the runs of sites that stayed silent as crashed, so that nobody sees them running for ever."""
         for site in sites:
