@@ -18,7 +18,7 @@ from schemas.layout import approval_key, coordinator_prefix, plan_key, site_pref
 from schemas.messages import PlanApproval
 from schemas.options import CoordinatorSettings, RunOptions, SiteSettings
 from schemas.plan import CoordinatorEntry, SiteEntry, StudyPlan
-from schemas.threshold import Threshold, default_threshold
+from schemas.threshold import Threshold, default_threshold, verify_numbers_fit
 from tasks.identity import Identity, generate_identity, load_identity, save_identity
 from tasks.storage.folder import FolderStore
 
@@ -47,6 +47,7 @@ def prepare_study(options: DemoOptions, workdir: Workdir) -> tuple[StudyPlan, De
     # Everything that can be refused is asked before anything is written.
     tables = load_site_tables(options.data, options.sites, options.data_dir)
     numbers = choose_threshold(len(tables), options.threshold)
+    verify_numbers_fit(numbers, len(tables), len(tables))
     rounds, epsilon, delta = options.rounds or 10, options.epsilon or "3", options.delta or "1e-5"
     parts = demo_plan_parts(options.data, len(tables), rounds, epsilon, delta, numbers)
     asked = replace(options, sites=len(tables), threshold=numbers.t, rounds=rounds, epsilon=epsilon, delta=delta)

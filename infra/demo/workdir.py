@@ -147,6 +147,8 @@ def _verify_stage(workdir: Workdir, options: DemoOptions) -> DemoState | None:
             f"The demo in {root} is finished.",
             f"Look at it with `consilium ui --workdir {root}`, or choose a new folder with --workdir.",
         )
+    if state.stage == "preparing":
+        return state
     if not options.resume:
         raise OperationError(
             "workdir-unfinished",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,12 +100,13 @@ def test_a_damaged_state_is_refused(root: Path, content: str) -> None:
     refused(root, "workdir-unreadable" if content != "[]" else "workdir-version", "--workdir", resume=True)
 
 
-def test_an_interrupted_preparation_is_thrown_away(root: Path) -> None:
+@pytest.mark.parametrize("options", [{"resume": True}, {"rounds": 3}])
+def test_an_interrupted_preparation_is_thrown_away(root: Path, options: dict[str, Any]) -> None:
     write(root, state("preparing"))
     (root / "coordinator").mkdir()
     (root / "coordinator" / "identity.json").write_text("{}")
     (root / "notes.txt").write_text("mine")
-    with open_workdir(DemoOptions(workdir=root, resume=True)) as (workdir, before):
+    with open_workdir(DemoOptions(workdir=root, **options)) as (workdir, before):
         assert before is None
         assert not workdir.coordinator.exists()
         assert (root / "notes.txt").read_text() == "mine"
