@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.canonical import encode_parts, parse_canonical, sha256_hex
-from schemas.errors import PlanError
+from schemas.errors import OperationError, PlanError
 from schemas.layout import approval_key, ledger_key, site_prefix
 from schemas.ledger import PlanApproved
 from schemas.messages import Instruction, LogPosition
@@ -54,6 +54,19 @@ class SiteContext:
         """Whether `instruction` asks this site for a contribution."""
         return self.name in instruction.participants
 
+    def verify_ledger_went_on(self) -> None:
+        """Refuses to work with a ledger that is shorter than what this site published: it was restored from a backup.
+
+        Raises:
+            OperationError: `ledger-restored`: spent budget would be spent again.
+        """
+        if self.ledger.position().size < self._sent_entries():
+            raise OperationError(
+                "ledger-restored",
+                "The ledger is shorter than what this site has published.",
+                "Restore the newest ledger.sqlite; never run on an older one.",
+            )
+
     def publish_ledger(self) -> LogPosition:
         """Sends the ledger entries that were not sent before, as one slice; returns the ledger's position.
 
@@ -98,8 +111,10 @@ def open_context(
     approval = store.get(approval_key(study, settings.name))
     assert approval is not None
     ledger.append_once(study, PlanApproved(approval=sha256_hex(approval)))
-    keystore = Keystore(home.memory_folder, study)
-    return SiteContext(home, plan, store, Outbox(home.outbox_folder, store), keystore, ledger, cohort, compute)
+    keystore = Keystore(home.memory_folder, study, plan.rounds_per_epoch)
+    context = SiteContext(home, plan, store, Outbox(home.outbox_folder, store), keystore, ledger, cohort, compute)
+    context.verify_ledger_went_on()
+    return context
 
 
 def _cohort_digest(home: SiteHome) -> str:

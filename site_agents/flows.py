@@ -23,6 +23,7 @@ from schemas.canonical import Digest
 from schemas.contract import ContractVerdict
 from schemas.errors import ConsiliumError, OperationError
 from schemas.options import RunOptions
+from site_agents.admission import AgentFlow
 from site_agents.ceremony import STEPS, SiteCeremony
 from site_agents.certifying import Certifying
 from site_agents.context import SiteContext, open_context
@@ -31,7 +32,6 @@ from site_agents.home import open_home
 from site_agents.release import SiteRelease
 from site_agents.round import SiteRound
 from site_agents.run_states import coded, refused_state
-from site_agents.worker import AgentFlow
 
 T = TypeVar("T")
 
@@ -82,7 +82,8 @@ async def step(name: str, body: Callable[[], T]) -> T:
             errors.append(error)
             raise
 
-    await task(name=name, retries=0, cache_policy=NO_CACHE, persist_result=False)(coded(run))(return_state=True)
+    work: Any = task(name=name, retries=0, cache_policy=NO_CACHE, persist_result=False)(coded(run))
+    await work(return_state=True)
     if errors:
         raise errors[0]
     if not results:

@@ -16,9 +16,16 @@ from tasks.storage.folder import FolderStore
 
 
 class Keystore:
-    """The memory folder of one site for one study."""
+    """The memory folder of one site for one study.
 
-    def __init__(self, folder: Path, study: str) -> None:
+    Args:
+        folder: The site's memory folder.
+        study: Plan digest.
+        rounds_per_epoch: Records that may be signed under one epoch; the noise budget of the shares assumes it.
+    """
+
+    def __init__(self, folder: Path, study: str, rounds_per_epoch: int) -> None:
+        self._rounds_per_epoch = rounds_per_epoch
         self._folder = folder / study[:32]
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,8 +94,11 @@ class Keystore:
         """Registers the only record of this round that the site will ever sign.
 
         Raises:
-            PeerError: `second-record`, naming the coordinator.
+            PeerError: `second-record` or `epoch-used-up`, naming the coordinator.
         """
+        signed = len(list((self._folder / f"epoch-{epoch:03d}").glob("record-*")))
+        if self.registered_record(epoch, round_) is None and signed >= self._rounds_per_epoch:
+            raise PeerError("epoch-used-up", "coordinator", f"epoch {epoch} has signed its last record.")
         try:
             self._files.put(f"epoch-{epoch:03d}/record-{round_:04d}", record.encode())
         except PeerError:
