@@ -253,14 +253,17 @@ class AuditContext:
 
     def round_context(self, round_: int) -> RoundContext:
         """Returns the arithmetic context of the round's recorded attempt."""
+        return self.attempt_context(round_, self.record(round_).predicate.attempt)
+
+    def attempt_context(self, round_: int, attempt: int) -> RoundContext:
+        """Returns the arithmetic context of an attempt."""
 
         def build() -> RoundContext:
-            record = self.record(round_).predicate
-            instruction = self.instruction(round_, record.attempt)
+            instruction = self.instruction(round_, attempt)
             public = self.epoch(instruction.predicate.epoch)
             return RoundContext.of(self.plan, public, instruction.predicate, instruction.digest)
 
-        return self.remember(("round-context", round_), build, f"round {round_}")
+        return self.remember(("attempt-context", round_, attempt), build, f"round {round_}")
 
     def result(self, round_: int) -> NDArray[np.int64]:
         """Returns the round's published integers; their digest is the signed opening's."""

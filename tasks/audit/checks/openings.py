@@ -6,22 +6,28 @@ from schemas.canonical import sha256_hex
 from schemas.errors import PeerError
 from schemas.layout import attempt_key, round_key
 from tasks.audit.context import AuditContext
+from tasks.audit.names import Item
 from tasks.audit.registry import AuditFailure, Check, Findings, NotApplicable
-from tasks.secure_sum.bulk import add_bulk
+from tasks.secure_sum.bulk import add_bulk, verify_bulk
 from tasks.secure_sum.opening import open_sum
 
 
 def check_bulk(context: AuditContext, findings: Findings) -> str | NotApplicable:
-    """Verifies every recorded bulk object against its Merkle root, adds them again and compares with the sum."""
-    if not context.opened_rounds:
-        return NotApplicable("no sum was opened")
+    """Verifies every bulk object against its Merkle root, adds the recorded ones again and compares with the sum."""
+    items = context.select("bulk")
+    if not items:
+        return NotApplicable("no bulk ciphertext was sent")
+    for item in items:
+        with findings.at(item.path):
+            if not _is_summed(context, item):
+                _check_unsummed(context, item)
     for round_ in context.opened_rounds:
         with findings.at(f"round {round_}"):
             opening = context.opening(round_)
             place = round_key(context.study, round_, None, "bulk-sum.bin")
             same = _add_again(context, round_) == opening.predicate.bulk_sum == context.evidence.digest(place)
             findings.expect(same, place, "is not the sum of the recorded bulk ciphertexts")
-    return f"{len(context.opened_rounds)} sums"
+    return f"{len(items)} bulk ciphertexts, {len(context.opened_rounds)} sums"
 
 
 def check_openings(context: AuditContext, findings: Findings) -> str | NotApplicable:
@@ -32,6 +38,22 @@ def check_openings(context: AuditContext, findings: Findings) -> str | NotApplic
         with findings.at(f"round {round_}"):
             _check_opening(context, findings, round_)
     return f"{len(context.opened_rounds)} openings, bit for bit"
+
+
+def _is_summed(context: AuditContext, item: Item) -> bool:
+    if item.round not in context.opened_rounds:
+        return False
+    record = context.record(item.round).predicate
+    return record.attempt == item.attempt and item.site in {site for site, _ in record.contributions}
+
+
+def _check_unsummed(context: AuditContext, item: Item) -> None:
+    """Reads a bulk object that is in no opened sum; one that nobody signed for is an upload that broke off."""
+    signed = attempt_key(context.study, item.round, item.attempt, item.site, "contribution.json")
+    if context.is_exempt(item) or not context.evidence.exists(signed):
+        return
+    given = context.contribution(item.round, item.attempt, str(item.site)).predicate
+    verify_bulk(context.attempt_context(item.round, item.attempt), given, context.evidence.file(item.path))
 
 
 def _add_again(context: AuditContext, round_: int) -> str:
