@@ -118,7 +118,7 @@ def released(target: TrackingTarget, plan: StudyPlan, run: StudyRun) -> tuple[st
     state, _ = step(plan, initial_state(plan))
     weights = weights_safetensors(plan, state)
     release = make_release(plan, sha256_hex(weights))
-    histogram = np.array([9, 8, 6, 5, 4, 3, 2, 1, 1, 0, 0, 1, 1, 2, 3, 4, 5, 6, 8, 9], dtype=np.int64) * 5
+    histogram = np.array([9, 8, 6, 5, 4, 3, 2, 1, 1, 0, 0, 1, 1, 2, 3, 4, 5, 6, 8, 9], dtype=np.float64) * 5
     history = [EpsilonAtRound(r, dict.fromkeys(SITES, 1.0 * r), dict.fromkeys(SITES, 0.7 * r)) for r in (1, 2)]
     arguments = (target, run, plan, weights, release, evaluate_histogram(histogram, 2.0), history)
     version = record_release(*arguments, {"release.json": b"{}"})
