@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -221,11 +221,6 @@ def unpack_residues(data: bytes | memoryview, prime: int, peer: str) -> NDArray[
     if out.size and int(out.max()) >= prime:
         raise PeerError("wire-residue", peer, "a residue is not below its modulus.")
     return out
-
-
-def with_recipient(header: Header, recipient: str) -> Header:
-    """Returns the same header for another recipient."""
-    return replace(header, recipient=recipient)
 
 
 _FIELDS: dict[int, tuple[tuple[str, int], ...]] = {

@@ -72,14 +72,3 @@ class RoundContext:
         """Returns the header that a blob of this round and attempt has."""
         i = self.instruction
         return Header(kind, i.sid_star, i.round, i.attempt, self.instruction_digest, sender, recipient, counts)
-
-
-def verify_later_attempt(first: Instruction, later: Instruction, coordinator: str) -> None:
-    """Refuses a later attempt that differs from the first in anything but `attempt` and `participants`.
-
-    Raises:
-        PeerError: `attempt-mismatch`, naming the coordinator.
-    """
-    same = later.model_copy(update={"attempt": first.attempt, "participants": first.participants})
-    if same != first or later.attempt <= first.attempt:
-        raise PeerError("attempt-mismatch", coordinator, "a later attempt asks for something else than the first.")

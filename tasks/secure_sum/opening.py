@@ -5,7 +5,6 @@ The coordinator, every site and the auditor run the same code on the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -113,11 +112,6 @@ def open_key(
             "Ask another active set.",
         )
     return first + second
-
-
-def result_digest(values: Int64) -> str:
-    """Returns the SHA-256 (hex) of opened integers as little-endian int64, as `Opening.result` states it."""
-    return hashlib.sha256(np.ascontiguousarray(values, dtype="<i8").tobytes()).hexdigest()
 
 
 def _read_share(

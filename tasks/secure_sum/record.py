@@ -234,9 +234,7 @@ def verify_record(
     verify_epoch(secrets, context)
     listed = dict(record.contributions).get(secrets.name)
     if listed is not None and (own_contribution is None or envelope_digest(own_contribution) != listed):
-        raise PeerError(
-            "own-contribution", context.coordinator, "the record lists another contribution of this site."
-        )
+        raise PeerError("own-contribution", context.coordinator, "the record lists another contribution of this site.")
     contributions, total = verify_record_public(context, record, envelopes, key_blobs)
     faults = find_shamir_faults(secrets, context, contributions, shamir_blobs)
     if faults:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from schemas.errors import PeerError
+from site_agents.keystore import Keystore
 from tasks.secure_sum import record as record_rules
 from tasks.secure_sum import share as share_code
 from tasks.secure_sum.contribute import contribute
 from tasks.secure_sum.opening import _read_share, open_key
 from tasks.secure_sum.partial import combine_partials
 from tasks.secure_sum.record import add_key_ciphertexts, read_key_sum, verify_record
-from tasks.secure_sum.register import Register
 from tasks.secure_sum.sampling import insecure_stream, sample_binomial
 from tests.secure_sum.rounds import LENGTH, SITES, copy_of, signing, values_of
 from tests.secure_sum.world import Round, make_context, shared_ceremony, sign
@@ -32,7 +32,7 @@ def second_record(certified: Round, drop: tuple[str, ...]) -> Round:
 
 
 def test_equivocation_on_the_contributor_set_recovers_a_site_only_without_the_certificate(
-    certified: Round, monkeypatch: pytest.MonkeyPatch
+    certified: Round, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = second_record(certified, drop=("site-03",))
     with monkeypatch.context() as weak:
@@ -48,8 +48,11 @@ def test_equivocation_on_the_contributor_set_recovers_a_site_only_without_the_ce
     replayed = copy_of(other, certificate=dict(certified.certificate))
     with pytest.raises(PeerError, match="its signature is for another record"):
         replayed.share("site-00", replayed.request(ACTIVE))
-    with pytest.raises(PeerError, match="signs one, whatever the attempt"):
-        Register.empty("00" * 32).sign_record(1, certified.record_digest).sign_record(1, other.record_digest)
+    register = Keystore(tmp_path / "memory", certified.plan.study, 64)
+    register.register_record(1, 1, certified.record_digest)
+    with pytest.raises(PeerError, match="a second record was proposed for round 1"):
+        register.register_record(1, 1, other.record_digest)
+    assert register.registered_record(1, 1) == certified.record_digest
 
 
 def certificates_possible(honest: int, colluding: int, quorum: int, restored: int) -> bool:
@@ -86,9 +89,10 @@ def test_a_second_attempt_after_a_drop_out_is_the_same_attack_and_fails_alike(
         difference = first.open(first.request(ACTIVE)) - later.open(later.request(ACTIVE))
     assert (difference == certified.values["site-03"]).all()
 
-    signed = Register.empty(certified.context.public.sid_star).sign_record(1, first.record_digest)
-    with pytest.raises(PeerError, match="signs one, whatever the attempt"):
-        signed.sign_record(later.context.instruction.round, later.record_digest)
+    register = Keystore(tmp_path / "memory", certified.plan.study, 64)
+    register.register_record(1, 1, first.record_digest)
+    with pytest.raises(PeerError, match="a second record was proposed for round 1"):
+        register.register_record(1, later.context.instruction.round, later.record_digest)
     with pytest.raises(PeerError, match="fewer signatures than the quorum"):
         later.share("site-00", later.request(ACTIVE))
 

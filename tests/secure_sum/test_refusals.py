@@ -10,7 +10,7 @@ import pytest
 from schemas.errors import PeerError, PlanError
 from schemas.messages import RecordSignature
 from tasks.secure_sum.bulk import add_bulk, verify_bulk
-from tasks.secure_sum.context import RoundContext, verify_later_attempt
+from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.contribute import contribute
 from tasks.secure_sum.opening import open_sum
 from tasks.secure_sum.record import (
@@ -20,7 +20,6 @@ from tasks.secure_sum.record import (
     verify_record,
     verify_record_form,
 )
-from tasks.secure_sum.register import Register
 from tests.secure_sum.rounds import LENGTH, SITES, copy_of, signing, values_of
 from tests.secure_sum.world import Round, make_context, shared_ceremony, sign
 
@@ -38,15 +37,6 @@ def test_an_instruction_that_does_not_fit_is_refused(certified: Round) -> None:
         with pytest.raises(PeerError, match=message) as caught:
             RoundContext.of(c.plan, c.public, c.instruction.model_copy(update=change), "00" * 32)
         assert caught.value.peer == "coordinator"
-
-
-def test_a_later_attempt_may_change_only_attempt_and_participants() -> None:
-    first = make_context(shared_ceremony(5)).instruction
-    later = first.model_copy(update={"attempt": 2, "participants": first.participants[1:]})
-    verify_later_attempt(first, later, "coordinator")
-    for change in ({"model": "11" * 32}, {"attempt": 1}, {"length": 9}, {"round": 2}):
-        with pytest.raises(PeerError, match="something else than the first"):
-            verify_later_attempt(first, later.model_copy(update=change), "coordinator")
 
 
 def test_only_participants_with_their_pinned_key_contribute(certified: Round, tmp_path: Path) -> None:
@@ -183,21 +173,3 @@ def test_contributions_of_other_rounds_attempts_and_instructions_are_refused(cer
         other = make_context(shared_ceremony(5), LENGTH, **change)
         with pytest.raises(PeerError, match="site-00: its contribution does not answer this instruction"):
             verify_contribution(other, certified.envelopes["site-00"], "site-00")
-
-
-def test_register_signs_one_record_per_round_and_answers_sixteen_sets() -> None:
-    register = Register.empty("ab" * 32).sign_record(1, "11" * 32)
-    assert register.sign_record(1, "11" * 32) == register
-    with pytest.raises(PeerError, match="signs one, whatever the attempt"):
-        register.sign_record(1, "22" * 32)
-    with pytest.raises(PeerError, match="signs one"):
-        register.answer_set(1, "22" * 32, ("a", "b"))
-    grown = register.sign_record(2, "22" * 32)
-    for number in range(16):
-        grown = grown.answer_set(1, "11" * 32, ("a", f"b{number}"))
-    assert grown.answer_set(1, "11" * 32, ("a", "b3")) == grown
-    with pytest.raises(PeerError, match="16 active sets"):
-        grown.answer_set(1, "11" * 32, ("a", "c"))
-    again = Register.from_bytes(grown.to_bytes())
-    assert again == grown
-    assert (again.signed_record(1), again.signed_record(2), again.signed_record(3)) == ("11" * 32, "22" * 32, None)
