@@ -66,7 +66,9 @@ def record_release(
     client = connect(target)
     for path, data in {**draw_plots(plan, history, evaluation), **documents}.items():
         _log_bytes(client, run.run_id, path, data)
-    client.log_batch(run.run_id, metrics=_release_metrics(release), synchronous=True)
+    # The study's start is the same whenever this runs again, so that no figure gets a second point.
+    started_ms = client.get_run(run.run_id).info.start_time
+    client.log_batch(run.run_id, metrics=_release_metrics(release, started_ms), synchronous=True)
     existing = _find_version(client, plan)
     if existing is not None:
         return existing
@@ -199,16 +201,16 @@ def _describe_version(plan: StudyPlan, release: ModelRelease) -> str:
     )
 
 
-def _release_metrics(release: ModelRelease) -> list[Any]:
-    """Returns the release's figures as metrics; the step is the round, so that repeating the release adds no point."""
+def _release_metrics(release: ModelRelease, time_ms: int) -> list[Any]:
+    """Returns the release's figures as metrics at the step of its last round."""
     from mlflow.entities import Metric
 
-    values = {name: float(value) for name, value in release.metrics}
+    values = {f"released/{name}": float(value) for name, value in release.metrics}
     for prefix, reports in (("epsilon", release.epsilon), ("evaluation_epsilon", release.evaluation_epsilon)):
         for reading in ("collusion", "outsider", "fallback"):
             if reports:
                 values[f"released/{prefix}_{reading}_max"] = max(float(getattr(r, reading)) for r in reports)
-    return [Metric(name, value, 0, release.rounds) for name, value in sorted(values.items())]
+    return [Metric(name, value, time_ms, release.rounds) for name, value in sorted(values.items())]
 
 
 def _log_bytes(client: Any, run_id: str, path: str, data: bytes) -> None:

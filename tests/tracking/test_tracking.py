@@ -131,7 +131,7 @@ def released(target: TrackingTarget, plan: StudyPlan, run: StudyRun) -> tuple[st
 
 
 def test_a_release_is_registered_once_with_its_tags_and_alias(
-    target: TrackingTarget, plan: StudyPlan, released: tuple[str, bytes]
+    target: TrackingTarget, plan: StudyPlan, run: StudyRun, released: tuple[str, bytes]
 ) -> None:
     version, weights = released
     client = connect(target)
@@ -141,6 +141,8 @@ def test_a_release_is_registered_once_with_its_tags_and_alias(
     assert found.tags["consilium.epsilon_collusion"] == "2.5"
     assert found.tags["consilium.ledger.east"] == f"3:{'ee' * 32}"
     assert found.tags["consilium.auc"] == "0.951000"
+    history = client.get_metric_history(run.run_id, "released/auc")
+    assert [point.value for point in history] == [0.951]
 
 
 def test_the_registered_model_loads_without_pickle_and_scores_as_the_weights_do(
