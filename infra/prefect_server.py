@@ -85,6 +85,7 @@ def start_prefect_server(
     # The same command that `prefect server start --background` runs, without its questions to a terminal.
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(chosen), "--timeout-keep-alive", "30", "--log-level", "warning"]
+    command += ["--timeout-graceful-shutdown", "2"]  # without it a browser page left open keeps the server alive
     process = start_process(
         "the Prefect server",
         command,

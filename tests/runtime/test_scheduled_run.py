@@ -27,9 +27,8 @@ def _trained(folder: Path) -> bool:
 
 
 async def _schedule(site: str) -> None:
-    """Asks the server to run the site's deployment from a few seconds on."""
-    soon = datetime.now(UTC) + timedelta(seconds=7)
-    schedule = IntervalSchedule(interval=timedelta(days=1), anchor_date=soon)
+    """Asks the server to run the site's deployment every few seconds."""
+    schedule = IntervalSchedule(interval=timedelta(seconds=4), anchor_date=datetime.now(UTC))
     async with get_client() as client:
         deployment = await client.read_deployment_by_name(f"site-round/{site}")
         answer = await client._client.post(
