@@ -44,7 +44,7 @@ def test_scheduled_run_completes(server: PrefectServer, tmp_path: Path, agent_en
     agent = agent_process(site, tmp_path, agent_environment)
     try:
         asyncio.run(_schedule(site))
-        wait_until(lambda: _trained(tmp_path), 60.0)
+        wait_until(lambda: _trained(tmp_path))
     finally:
         agent.stop()
 
@@ -64,7 +64,7 @@ def test_agent_outlives_a_restart_of_a_server_on_sqlite(tmp_path: Path) -> None:
 
         async def ask() -> str:
             run_id = await dispatch(site, "site-round", PARAMETERS, "after-restart")
-            return (await wait_for_end(run_id, 60.0)).type
+            return (await wait_for_end(run_id, 120.0)).type
 
         with temporary_settings({PREFECT_API_URL: server.api_url}):
             assert asyncio.run(ask()) == "COMPLETED"

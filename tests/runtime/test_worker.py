@@ -155,7 +155,7 @@ def test_server_owner_cannot_make_the_agent_run_anything_else(attack: Attack, co
         async with agent_here(_site(), tmp_path) as agent:
             async with get_client() as client:
                 run_id = str(await attack(client, agent.site, marker))
-            state = await wait_for_end(run_id, 20.0, 0.05)
+            state = await wait_for_end(run_id, 90.0, 0.05)
             assert (state.type, state.name, state.code) == ("CANCELLED", "Refused", code)
             assert state.is_refused
             assert agent.refusals == [(code, run_id)]
@@ -170,7 +170,7 @@ def test_template_alone_changes_nothing(tmp_path: Path) -> None:
         async with agent_here(_site(), tmp_path) as agent:
             async with get_client() as client:
                 await _open_template(client, agent.site, tmp_path / "planted")
-            state = await wait_for_end(await _run(agent.site, "site-round"), 20.0, 0.05)
+            state = await wait_for_end(await _run(agent.site, "site-round"), 90.0, 0.05)
             assert state.type == "COMPLETED"
             assert agent.trained() == ["s1 1"]
             assert not (tmp_path / "planted").exists()
@@ -207,7 +207,7 @@ def test_result_storage_that_the_server_names_receives_nothing(server: PrefectSe
             try:
                 await client.update_server_default_result_storage(block_id)
                 for flow_name in ("site-round", "site-leak"):
-                    await wait_for_end(await _run(agent.site, flow_name), 20.0, 0.05)
+                    await wait_for_end(await _run(agent.site, flow_name), 90.0, 0.05)
             finally:
                 await client.clear_server_default_result_storage()
             assert agent.trained() == ["s1 1"]
@@ -220,8 +220,8 @@ def test_site_steps_are_task_runs_of_the_sites_own_flow_run(tmp_path: Path) -> N
     async def scenario() -> None:
         async with agent_here(_site(), tmp_path) as agent:
             run_id = await _run(agent.site, "site-round")
-            assert (await wait_for_end(run_id, 20.0, 0.05)).type == "COMPLETED"
-            deadline = asyncio.get_running_loop().time() + 20.0
+            assert (await wait_for_end(run_id, 90.0, 0.05)).type == "COMPLETED"
+            deadline = asyncio.get_running_loop().time() + 90.0
             while '"train-' not in (known := await everything_the_server_knows(run_id)):
                 assert asyncio.get_running_loop().time() < deadline
                 await asyncio.sleep(0.2)
@@ -238,9 +238,9 @@ def test_text_of_an_exception_stays_at_the_site(flow_name: str, state_type: str,
     async def scenario() -> None:
         async with agent_here(_site(), tmp_path) as agent:
             run_id = await _run(agent.site, flow_name)
-            state = await wait_for_end(run_id, 20.0, 0.05)
+            state = await wait_for_end(run_id, 90.0, 0.05)
             assert (state.type, state.code) == (state_type, code)
-            deadline = asyncio.get_running_loop().time() + 20.0
+            deadline = asyncio.get_running_loop().time() + 90.0
             while '"task_key"' not in (known := await everything_the_server_knows(run_id)):
                 assert asyncio.get_running_loop().time() < deadline
                 await asyncio.sleep(0.2)
@@ -256,12 +256,12 @@ def test_two_studies_run_at_once_even_when_a_step_blocks(tmp_path: Path) -> None
     async def scenario() -> None:
         async with agent_here(_site(), tmp_path) as agent:
             slow = await _run(agent.site, "site-sleep", {"study": "slow", "round": 1})
-            assert (await wait_for_start(slow, 20.0, 0.05)).type == "RUNNING"
+            assert (await wait_for_start(slow, 90.0, 0.05)).type == "RUNNING"
             quick = await _run(agent.site, "site-round", {"study": "quick", "round": 1})
-            assert (await wait_for_end(quick, 20.0, 0.05)).type == "COMPLETED"
+            assert (await wait_for_end(quick, 90.0, 0.05)).type == "COMPLETED"
             assert not (await run_state(slow)).is_final
             (tmp_path / "wake-slow").touch()
-            assert (await wait_for_end(slow, 20.0, 0.05)).type == "COMPLETED"
+            assert (await wait_for_end(slow, 90.0, 0.05)).type == "COMPLETED"
 
     asyncio.run(scenario())
 
@@ -272,10 +272,10 @@ def test_run_cancelled_by_a_person_ends_at_the_site(tmp_path: Path, monkeypatch:
     async def scenario() -> None:
         async with agent_here(_site(), tmp_path) as agent:
             run_id = await _run(agent.site, "site-sleep")
-            await wait_for_start(run_id, 20.0, 0.05)
+            await wait_for_start(run_id, 90.0, 0.05)
             async with get_client() as client:
                 await client.set_flow_run_state(UUID(run_id), Cancelling(), force=True)
-                state = await wait_for_end(run_id, 30.0, 0.1)
+                state = await wait_for_end(run_id, 90.0, 0.1)
                 assert (state.type, state.name, state.code) == ("CANCELLED", "Cancelled", "cancelled-on-request")
                 flow_run = await client.read_flow_run(UUID(run_id))
             assert flow_run.state is not None
@@ -338,7 +338,7 @@ def test_refusal_ends_the_run_even_when_the_site_cannot_record_it(tmp_path: Path
             agent.refusals = type("Broken", (list,), {"append": lambda self, pair: broken(pair)})()
             async with get_client() as client:
                 run_id = str(await _pull_steps(client, agent.site, tmp_path / "planted"))
-            assert (await wait_for_end(run_id, 20.0, 0.05)).code == "pull-steps"
+            assert (await wait_for_end(run_id, 90.0, 0.05)).code == "pull-steps"
             assert not (tmp_path / "planted").exists()
 
     asyncio.run(scenario())

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(fact: Callable[[], bool], limit_seconds: float = 30.0) -> None:
+def wait_until(fact: Callable[[], bool], limit_seconds: float = 90.0) -> None:
     """Returns once `fact()` holds; fails the test after `limit_seconds`."""
     deadline = time.monotonic() + limit_seconds
     while not fact():
