@@ -29,7 +29,9 @@ def published_entries(context: CoordinatorContext, site: str) -> list[LedgerEntr
     return entries
 
 
-def epsilon_of_sites(context: CoordinatorContext, data: str) -> tuple[EpsilonReport, ...]:
+def epsilon_of_sites(
+    context: CoordinatorContext, data: str, up_to_round: int | None = None
+) -> tuple[EpsilonReport, ...]:
     """Returns the cumulative cost per site of one data part (``training`` or ``held-out``), in name order.
 
     A site whose published ledger does not verify has no report; the audit will name it.
@@ -43,7 +45,9 @@ def epsilon_of_sites(context: CoordinatorContext, data: str) -> tuple[EpsilonRep
         events: list[PrivacyEvent] = [
             entry.body.event
             for entry in entries
-            if isinstance(entry.body, PrivacyReserved) and entry.body.event.data == data
+            if isinstance(entry.body, PrivacyReserved)
+            and entry.body.event.data == data
+            and (up_to_round is None or entry.body.round <= up_to_round)
         ]
         if events:
             reports.append(epsilon_report(context.plan, site.name, events))

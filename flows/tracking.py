@@ -34,7 +34,7 @@ class Tracker:
         """Records an opened round; returns the cumulative epsilon per site of the data part it touched."""
         context, record = self._context, outcome.record.predicate
         kind: Literal["train", "evaluate"] = outcome.instruction.predicate.kind
-        reports = epsilon_of_sites(context, "training" if kind == "train" else "held-out")
+        reports = epsilon_of_sites(context, "training" if kind == "train" else "held-out", record.round)
         if kind == "train":
             self._history.append(_at_round(record.round, reports))
             figures = derive_round_metrics(context.plan, before.state, outcome.lineage.state, outcome.opened)

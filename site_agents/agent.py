@@ -6,8 +6,10 @@ import asyncio
 import logging
 from pathlib import Path
 
+from schemas.errors import ConsiliumError
 from schemas.ledger import NO_STUDY, Refused
 from site_agents.compute import warm_up
+from site_agents.context import open_context
 from site_agents.home import SiteHome, exclusive, open_home
 from tasks.ledger.store import LedgerStore
 
@@ -43,6 +45,7 @@ async def _serve(home: SiteHome) -> None:
         ledger = LedgerStore(home.ledger_path, home.settings.name, home.identity.signing)
         ledger.append(NO_STUDY, Refused(instruction="0" * 64, code=code))
 
+    _publish_ledgers(home)
     await close_leftover_runs(home.settings.name)
     _log.info("agent of %s: serving", home.settings.name)
     await run_agent(
@@ -51,3 +54,12 @@ async def _serve(home: SiteHome) -> None:
         on_refusal=on_refusal,
         poll_seconds=home.settings.options.poll_interval_seconds,
     )
+
+
+def _publish_ledgers(home: SiteHome) -> None:
+    """Publishes what an agent that died had entered but not sent, so that its charges are known to the study."""
+    for study in home.settings.studies:
+        try:
+            open_context(home, study).publish_ledger()
+        except ConsiliumError as error:
+            _log.warning("study %s: %s", study[:12], error)

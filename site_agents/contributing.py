@@ -114,6 +114,8 @@ class Contributing:
             self.work.plan.study,
             self.work.plan.budget,
         )
+        # Published before anything is computed: if this process dies now, the charge is in the evidence all the same.
+        self.work.context.publish_ledger()
 
     def train(self) -> NDArray[np.int64]:
         """Computes the noised integers m_i, once per (sid*, round); they stay in the site's private folder.

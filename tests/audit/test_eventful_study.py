@@ -81,9 +81,19 @@ def test_the_checkpoint_of_a_site_that_was_there_to_the_end_is_missed(eventful: 
     folder = Path(shutil.copytree(eventful.evidence, tmp_path / "evidence"))
     (folder / ledger_key(eventful.prepared.plan.study, eventful.refusing, False, "checkpoint.json")).unlink()
     eventful.reseal(folder)
+    result = eventful.audit(folder)["C12"]
+    assert result.status == "failed"
+    assert f"saw another checkpoint of {eventful.refusing}" in result.findings[0].reason
+
+
+def test_an_end_that_fewer_than_q_sites_witnessed_fails(eventful: Eventful, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(eventful.evidence, tmp_path / "evidence"))
+    for site in eventful.prepared.plan.sites:
+        (folder / ledger_key(eventful.prepared.plan.study, site.name, False, "witness.json")).unlink(missing_ok=True)
+    eventful.reseal(folder)
     result = eventful.audit(folder)["C11"]
     assert result.status == "failed"
-    assert eventful.refusing in result.findings[0].place
+    assert "fewer than Q = 4 sites witnessed" in result.findings[0].reason
 
 
 def test_a_removed_share_request_leaves_shares_that_nobody_asked_for(eventful: Eventful, tmp_path: Path) -> None:
