@@ -19,7 +19,7 @@ from schemas.layout import attempt_key
 from schemas.ledger import PrivacyReserved
 from schemas.messages import Contribution, Refusal
 from site_agents.lineage import model_before
-from site_agents.policy import Expected, verify_instruction
+from site_agents.policy import Expected, verify_cohort_size, verify_instruction
 from site_agents.round import SiteRound
 from tasks.ledger.budget import commit, record_refusal, reserve, would_admit
 from tasks.privacy.mechanism import mechanism_for
@@ -89,12 +89,17 @@ class Contributing:
         """Checks the local table against the plan's contract.
 
         Raises:
-            SiteDataError: naming rules, columns and the remedy, never a value.
+            SiteDataError: naming rules, columns and the remedy, never a value; `cohort-size` if more patients are
+                there than the declared size covers.
         """
-        from site_agents.cohort.reader import read_table
+        from site_agents.cohort.reader import count_patients, read_table
         from tasks.contract.suite import verify_table
 
-        return verify_table(self.work.plan.contract, read_table(self.work.context.data, self.work.plan.contract))
+        plan = self.work.plan
+        table = read_table(self.work.context.data, plan.contract)
+        verdict = verify_table(plan.contract, table)
+        verify_cohort_size(plan, self.work.context.name, count_patients(plan.contract, table))
+        return verdict
 
     def reserve(self) -> None:
         """Charges the round's mechanism before data is touched; a replay charges nothing.

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.canonical import sha256_hex
-from schemas.errors import PeerError, PlanError
+from schemas.errors import PeerError, PlanError, SiteDataError
 from schemas.messages import Instruction
 from schemas.plan import StudyPlan, histogram_length, update_length
+from tasks.secure_sum.parameters import COHORT_MARGIN
 
 
 def verify_plan_bytes(data: bytes, study: str, approved: tuple[str, ...]) -> None:
@@ -96,3 +97,18 @@ def verify_instruction(plan: StudyPlan, instruction: Instruction, site: str, exp
         != instruction
     ):
         refuse("instruction-changed", "a later attempt differs from the first in more than attempt and participants.")
+
+
+def verify_cohort_size(plan: StudyPlan, site: str, patients: int) -> None:
+    """Refuses a cohort that the declared, public size does not cover: sums could wrap, and the divisor would be wrong.
+
+    Raises:
+        SiteDataError: `cohort-size`; the message states the declared size only.
+    """
+    declared = plan.site(site).declared_patients
+    if not 0 < patients <= COHORT_MARGIN * declared:
+        raise SiteDataError(
+            "cohort-size",
+            f"Expected between 1 and {COHORT_MARGIN} times the {declared} patients that {site} declared.",
+            "Declare the rounded cohort size anew in the next plan, or correct the data source.",
+        )

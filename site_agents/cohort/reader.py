@@ -86,3 +86,10 @@ def _parse(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
 
 def _names(contract: DataContract) -> set[str]:
     return {c.name for c in contract.columns}
+
+
+def count_patients(contract: DataContract, table: pa.Table) -> int:
+    """Counts the distinct patients of a table that passed its contract. The count stays at the site."""
+    column = contract.column_with_role("patient_id")
+    assert column is not None
+    return len(table.column(column.name).unique())

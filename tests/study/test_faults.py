@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -370,8 +371,6 @@ def test_the_contract_error_names_rule_and_column_but_no_value(prepared: Prepare
     table = pq.read_table(data)
     feature = prepared.plan.contract.features[0].name
     position = table.column_names.index(feature)
-    import pyarrow as pa
-
     planted = pa.array([987654.25, *table.column(feature).to_pylist()[1:]])
     pq.write_table(table.set_column(position, feature, planted), data)
 
@@ -383,3 +382,42 @@ def test_the_contract_error_names_rule_and_column_but_no_value(prepared: Prepare
 
 def test_the_study_id_is_the_digest_of_the_plan(prepared: Prepared) -> None:
     assert prepared.plan.study == sha256_hex(canonical_bytes(prepared.plan))
+
+
+def test_a_site_that_declared_the_wrong_size_refuses_before_it_is_charged(
+    prepared: Prepared, consortium: EmbeddedConsortium
+) -> None:
+    public = consortium.finished_ceremony()
+    RoundSteps(consortium.coordinator, public, consortium.lineage, 1, "train").issue()
+    site = first_site(consortium)
+    data = prepared.workdir.site(site) / "cohort.parquet"
+    table = pq.read_table(data)
+    identifier = prepared.plan.contract.column_with_role("patient_id")
+    assert identifier is not None
+    position = table.column_names.index(identifier.name)
+    copies = [
+        table.set_column(position, identifier.name, pa.array([f"copy-{k}-{i}" for i in range(table.num_rows)]))
+        for k in range(4)
+    ]
+    pq.write_table(pa.concat_tables(copies).cast(table.schema), data)
+
+    error = contribute(SiteRound(consortium.sites[site], 1, 1))
+
+    assert isinstance(error, SiteDataError)
+    assert error.code == "cohort-size"
+    assert str(4 * table.num_rows) not in str(error)
+    assert spent(consortium, site) == 0
+
+
+def test_a_ledger_restored_from_a_backup_is_refused(prepared: Prepared, consortium: EmbeddedConsortium) -> None:
+    public = consortium.finished_ceremony()
+    site = first_site(consortium)
+    home = prepared.workdir.site(site)
+    backup = (home / "ledger.sqlite").read_bytes()
+    consortium.run_round(public, 1)
+    for path in home.glob("ledger.sqlite*"):
+        path.unlink()
+    (home / "ledger.sqlite").write_bytes(backup)
+
+    with pytest.raises(OperationError, match="shorter than what this site has published"):
+        open_context(open_home(home), prepared.plan.study)
