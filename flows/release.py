@@ -87,12 +87,19 @@ async def collect_witnesses(context: CoordinatorContext) -> None:
     runs = SiteRuns(context, "site-release", 1, {"study": context.study})
     sites = [site.name for site in context.plan.sites]
     await runs.start(sites)
-    end = time.monotonic() + context.options.release_deadline_seconds
+    start = time.monotonic()
 
     def missing() -> list[str]:
         return [s for s in sites if not context.store.exists(ledger_key(context.study, s, False, "witness.json"))]
 
-    while (silent := missing()) and time.monotonic() < end:
+    while silent := missing():
+        waited = time.monotonic() - start
+        # The others wait for a last checkpoint before they witness: twice the grace covers a site that is gone.
+        gone = set[str]()
+        if waited >= 2 * context.options.silent_grace_seconds:
+            gone = await runs.not_started(silent)
+        if gone >= set(silent) or waited >= context.options.release_deadline_seconds:
+            break
         await runs.revive(silent)
         await asyncio.sleep(context.options.poll_interval_seconds)
     for site in silent:

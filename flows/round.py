@@ -101,7 +101,8 @@ async def collect(steps: RoundSteps, instruction: Signed[Instruction], answers: 
     options, progress = steps.context.options, steps.context.progress
     participants = instruction.predicate.participants
     shown: dict[str, str] = {}
-    end = time.monotonic() + options.contribute_deadline_seconds
+    start = time.monotonic()
+    quiet = steps.silent_before()
     while True:
         steps.collect(instruction, answers)
         for site in participants:
@@ -111,7 +112,11 @@ async def collect(steps: RoundSteps, instruction: Signed[Instruction], answers: 
                 code = answers.refusals[site].predicate.code if site in answers.refusals else answers.invalid.get(site)
                 progress.emit("site-state", round=steps.round, site=site, state=state, code=code)
         pending = [site for site in participants if site not in answers.settled]
-        if not pending or time.monotonic() >= end:
+        waited = time.monotonic() - start
+        if waited >= options.silent_grace_seconds:
+            quiet &= await runs.not_started(quiet)
+        awaited = pending if waited < options.silent_grace_seconds else [site for site in pending if site not in quiet]
+        if not awaited or waited >= options.contribute_deadline_seconds:
             break
         await runs.revive(pending)
         await asyncio.sleep(options.poll_interval_seconds)

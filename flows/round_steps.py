@@ -33,6 +33,7 @@ from tasks.lineage import Lineage
 from tasks.rounds import (
     read_contribution,
     read_instruction,
+    read_record,
     read_refusal,
 )
 from tasks.secure_sum.context import RoundContext
@@ -165,6 +166,11 @@ class RoundSteps:
                     answers.refusals[site] = refusal
             except PeerError as error:
                 answers.invalid[site] = error.code
+
+    def silent_before(self) -> set[str]:
+        """Returns the sites that the record of the round before names as silent."""
+        before = read_record(self.context.store, self.plan, self.round - 1) if self.round > 1 else None
+        return {site for site, reason in before.predicate.dropped if reason == "silent"} if before else set()
 
     def close(self, instruction: Signed[Instruction], answers: Answers) -> Signed[Collected]:
         """Decides which contributions the holders check.

@@ -58,6 +58,14 @@ class SiteRuns:
                 await self._start(site, 1)
         self._checked = time.monotonic()
 
+    async def not_started(self, sites: Iterable[str]) -> set[str]:
+        """Returns those of `sites` whose agent has not taken up the run."""
+        waiting: set[str] = set()
+        for site in sites:
+            if site not in self._runs or not (await run_state(self._runs[site][0])).has_started:
+                waiting.add(site)
+        return waiting
+
     async def abandon(self, sites: Iterable[str]) -> None:
         """Marks the runs of sites that stayed silent as crashed, so that nobody sees them running for ever."""
         for site in sites:

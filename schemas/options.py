@@ -14,7 +14,12 @@ class Settings(BaseModel):
 
 
 class RunOptions(Settings):
-    """How long to wait. A deadline that passes is a drop-out, never a retry with other bytes."""
+    """How long to wait. A deadline that passes is a drop-out, never a retry with other bytes.
+
+    Attributes:
+        silent_grace_seconds: Wait for a site that was silent in the round before and whose agent has not taken up its
+            run; and for a last checkpoint before witnessing the others.
+    """
 
     poll_interval_seconds: float = Field(default=0.25, gt=0)
     ceremony_deadline_seconds: float = Field(default=180, gt=0)
@@ -23,6 +28,7 @@ class RunOptions(Settings):
     share_deadline_seconds: float = Field(default=30, gt=0)
     opening_deadline_seconds: float = Field(default=120, gt=0)
     release_deadline_seconds: float = Field(default=120, gt=0)
+    silent_grace_seconds: float = Field(default=20, gt=0)
     dispatch_attempts: int = Field(default=20, ge=1)
 
 

@@ -188,7 +188,7 @@ async def _release(context: SiteContext) -> Any:
     options = context.home.settings.options
     await step("verify", release.verify)
     await step("checkpoint", release.publish_checkpoint)
-    await _wait(lambda: not release.missing_checkpoints(), options.release_deadline_seconds / 2, options, strict=False)
+    await _wait(lambda: not release.missing_checkpoints(), options.silent_grace_seconds, options, strict=False)
     await step("witness", release.witness)
     return None
 
