@@ -42,6 +42,20 @@ class ControlPlane:
             )
 
 
+def verify_reachable(given_url: str | None, port: int | None) -> None:
+    """Refuses a server that does not answer and a port that is taken, before anything is prepared.
+
+    Raises:
+        OperationError: `prefect-unreachable`, `port-in-use`.
+    """
+    if given_url is not None:
+        wait_for_api(given_url, timeout_seconds=10)
+    elif port is not None and not is_port_free(port):
+        raise OperationError(
+            "port-in-use", f"Port {port} is in use by another program.", "Leave --port out, or choose another."
+        )
+
+
 @contextmanager
 def open_control_plane(
     workdir: Workdir, given_url: str | None, port: int | None, last_port: int | None

@@ -22,7 +22,7 @@ from infra.demo.events import EventTail, StudyView
 from infra.demo.options import DemoOptions
 from infra.demo.prepare import load_plan, prepare_study, write_participant_settings
 from infra.demo.progress import Display, open_display
-from infra.demo.server import ControlPlane, open_control_plane
+from infra.demo.server import ControlPlane, open_control_plane, verify_reachable
 from infra.demo.summary import DemoSummary, build_summary, render_summary
 from infra.demo.workdir import DemoState, Workdir, open_workdir
 from infra.processes import ChildProcess, start_process
@@ -65,6 +65,7 @@ def run_demo(options: DemoOptions, as_json: bool) -> int:
     Returns:
         The exit code: 0 if the audit verified everything, 15 if it did not, 130 if a person stopped the demo.
     """
+    verify_reachable(read_environment().prefect_api_url, options.port)
     with _interrupt_on_terminate(), open_workdir(options) as (workdir, state):
         try:
             summary = _run_study(options, workdir, state)

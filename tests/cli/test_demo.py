@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +127,24 @@ def test_a_demo_outlives_a_killed_agent_and_a_killed_coordinator(tmp_path: Path)
     finished = RunningDemo(root, "--resume")
     assert finished.finish() == 14
     assert "Error (workdir-finished)" in finished.err.read_text()
+    verify_pages(root)
+
+
+def verify_pages(root: Path) -> None:
+    """`consilium ui` prints two addresses, both answer, and Ctrl-C leaves nothing behind."""
+    command = [sys.executable, "-m", "infra.cli", "ui", "--workdir", str(root), "--no-browser"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as pages:
+        assert pages.stdout is not None
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for name in ("MLflow", "Prefect"):
+            found = re.fullmatch(rf"{name}: +(http://127\.0\.0\.1:\d+)\n", pages.stdout.readline())
+            assert found is not None
+            with opener.open(found[1], timeout=30) as answer:
+                assert answer.status == 200
+        pages.send_signal(signal.SIGINT)
+        assert pages.wait(60) == 0
+    assert processes_of(str(root)) == []
 
 
 def verify_summary(summary: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Every refusal is one sentence, a remedy, who must act, and the exit code of its branch; never a traceback."""
 
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -124,3 +125,16 @@ def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
     result = run("plan", "check", str(tmp_path / "none.json"))
     assert result.exit_code == 12
     assert os.linesep.join(["  To act: the study coordinator."]) in result.stderr
+
+
+def test_a_port_in_use_is_said_before_anything_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run("demo", "--workdir", str(tmp_path / "w"), "--port", str(port))
+    assert result.exit_code == 14
+    assert f"Error (port-in-use): Port {port} is in use" in result.stderr
+    assert "choose another" in result.stderr
+    assert not (tmp_path / "w").exists()
