@@ -21,8 +21,9 @@ def run_agents(homes: Sequence[Path]) -> None:
             raise OperationError(
                 "settings-unreadable", f"Expected a settings file config.json in {home}.", "Name the home with --home."
             )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Libraries stay at warnings: their information lines may describe data.
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("consilium").setLevel(logging.INFO)
     from site_agents.agent import run_site_agent
 
     if len(homes) == 1:

@@ -133,6 +133,6 @@ def _same_bytes(left: Path, right: Path) -> bool:
 
 
 def _explain(error: OSError) -> OperationError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OperationError("store-full", "The store has no space left.", "Free space and run the command again.")
     return OperationError("store-unwritable", f"The store cannot be written ({error.strerror}).", "Check its folder.")

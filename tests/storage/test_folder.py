@@ -1,0 +1,43 @@
+"""The folder store keeps the promises of a store, and a full disk is one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.storage.folder import FolderStore
+from tests.storage.suite import StoreSuite
+
+
+class TestFolderStore(StoreSuite):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> FolderStore:
+        return FolderStore(tmp_path / "store")
+
+    @pytest.fixture
+    def site_store(self, tmp_path: Path) -> FolderStore:
+        return FolderStore(tmp_path / "store", write_prefix="sites/a")
+
+
+def test_a_store_without_space_says_so_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    # A file size limit is the one way to run out of space that needs no file system of our own.
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from schemas.errors import OperationError
+from tasks.storage.folder import FolderStore
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    FolderStore(Path(sys.argv[1])).put("sites/a/large", b"x" * 5000)
+except OperationError as error:
+    print(error.code, error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "store")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "store-full The store has no space left. Free space and run the command again."
+    assert [p for p in (tmp_path / "store").rglob("*") if p.is_file()] == []
