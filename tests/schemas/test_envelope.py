@@ -34,9 +34,7 @@ def test_a_signed_statement_is_read_back() -> None:
 
 
 def test_another_implementation_of_dsse_verifies_our_envelopes() -> None:
-    key = SSlibKey(
-        public_hex(KEY), "ed25519", "ed25519", {"public": KEY.public_key().public_bytes_raw().hex()}
-    )
+    key = SSlibKey(public_hex(KEY), "ed25519", "ed25519", {"public": KEY.public_key().public_bytes_raw().hex()})
     envelope = OtherEnvelope.from_dict(json.loads(SIGNED))
     assert envelope.verify([key], 1)
 
