@@ -6,6 +6,7 @@ signatures; what was opened is recomputed from the published messages before the
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory
@@ -174,19 +175,21 @@ class OpeningSteps:
         """
         store, study = self.steps.context.store, self.steps.plan.study
         key_sum = store.get(round_key(study, self.steps.round, None, "key-sum.bin"))
-        bulk_sum = store.get(round_key(study, self.steps.round, None, "bulk-sum.bin"))
         assert key_sum is not None
-        assert bulk_sum is not None
+        place = round_key(study, self.steps.round, None, "bulk-sum.bin")
+        digest = self._digest(place)
         blobs = {holder: blob for holder, (_, blob) in shares.items()}
-        opened = open_sum(
-            self.steps.round_context(instruction),
-            record.predicate,
-            record.digest,
-            request.predicate,
-            key_sum,
-            bulk_sum,
-            blobs,
-        )
+        with store.open(place) as bulk_sum:
+            opened = open_sum(
+                self.steps.round_context(instruction),
+                record.predicate,
+                record.digest,
+                request.predicate,
+                key_sum,
+                bulk_sum,
+                blobs,
+                digest,
+            )
         result = opened.astype("<i8").tobytes()
         store.put(round_key(study, self.steps.round, None, "result.bin"), result)
         after = self.next_state(opened)
@@ -199,7 +202,7 @@ class OpeningSteps:
                 record=record.digest,
                 request=request.digest,
                 shares=tuple((holder, shares[holder][0]) for holder in sorted(shares)),
-                bulk_sum=sha256_hex(bulk_sum),
+                bulk_sum=digest,
                 result=sha256_hex(result),
                 model=state_digest(after),
             ),
@@ -223,7 +226,12 @@ class OpeningSteps:
             PeerError: the published messages do not open to the published sum.
         """
         after = extend_lineage(
-            self.steps.context.store, self.steps.plan, lambda _: self.steps.public, self.steps.lineage, self.steps.round
+            self.steps.context.store,
+            self.steps.plan,
+            lambda _: self.steps.public,
+            self.steps.lineage,
+            self.steps.round,
+            self.steps.context.options.bulk_processes,
         )
         if after is None:
             raise OperationError("not-opened", f"Round {self.steps.round} has no opening.", "Resume the study.")
@@ -283,6 +291,13 @@ class OpeningSteps:
             self.steps.context.store.put_file(
                 round_key(self.steps.plan.study, self.steps.round, None, "bulk-sum.bin"), target
             )
+
+    def _digest(self, key: str) -> str:
+        digest = sha256()
+        with self.steps.context.store.open(key) as source:
+            while block := source.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
 
     def _download(self, key: str, target: Path) -> Path:
         with self.steps.context.store.open(key) as source, target.open("wb") as out:

@@ -218,7 +218,8 @@ class RoundSteps:
 
     def round_context(self, instruction: Signed[Instruction]) -> RoundContext:
         """Returns what the secure sum needs to know of this round."""
-        return RoundContext.of(self.plan, self.public, instruction.predicate, instruction.digest)
+        processes = self.context.options.bulk_processes
+        return RoundContext.of(self.plan, self.public, instruction.predicate, instruction.digest, processes)
 
     def publish(self, key: str, predicate: Predicate) -> None:
         """Signs `predicate` and makes it durable under `key`, once."""

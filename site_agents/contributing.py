@@ -153,7 +153,7 @@ class Contributing:
                 self.work.plan.coordinator.name,
                 f"round {self.work.round} was begun under another key ceremony.",
             )
-        return np.frombuffer(stored[64:], dtype="<i8").astype(np.int64)
+        return np.frombuffer(stored, dtype="<i8", offset=64).astype(np.int64, copy=False)
 
     def encrypt(self, values: NDArray[np.int64], verdict: ContractVerdict) -> None:
         """Encrypts m_i under a one-time key and decides the contribution; everything durable, nothing sent."""

@@ -17,6 +17,7 @@ def model_before(context: SiteContext, round_: int) -> Lineage:
         PeerError: a published opening does not verify; names who is at fault.
     """
     lineage = first_lineage(context.plan)
+    processes = context.home.settings.options.bulk_processes
     start = 1
     for known in range(round_ - 1, 0, -1):
         stored = context.outbox.stored(_key(context, known))
@@ -25,7 +26,9 @@ def model_before(context: SiteContext, round_: int) -> Lineage:
             lineage, start = Lineage(parse_state(context.plan, state), digest), known + 1
             break
     for number in range(start, round_):
-        extended = extend_lineage(context.store, context.plan, lambda e: public_epoch(context, e), lineage, number)
+        extended = extend_lineage(
+            context.store, context.plan, lambda e: public_epoch(context, e), lineage, number, processes
+        )
         if extended is not None:
             lineage = extended
             remember(context, number, lineage)

@@ -50,7 +50,9 @@ class SiteRound:
 
     def secure_sum(self) -> RoundContext:
         """Returns what the secure sum needs to know of this round."""
-        return RoundContext.of(self.plan, self.epoch.public, self.instruction.predicate, self.instruction.digest)
+        processes = self.context.home.settings.options.bulk_processes
+        asked = self.instruction
+        return RoundContext.of(self.plan, self.epoch.public, asked.predicate, asked.digest, processes)
 
     def contributions(self, listed: tuple[tuple[str, str], ...]) -> dict[str, Signed[Contribution]]:
         """Returns the listed contributions, each verified and with the listed digest.

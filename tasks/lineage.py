@@ -22,8 +22,8 @@ from tasks.rounds import (
     read_share,
     verify_certificate,
 )
-from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.context import RoundContext
+from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.opening import open_sum
 from tasks.server_step import ModelState, apply_step, initial_state, state_digest
 from tasks.storage.base import Store
@@ -46,13 +46,14 @@ def first_lineage(plan: StudyPlan) -> Lineage:
 
 
 def extend_lineage(
-    store: Store, plan: StudyPlan, public_for: PublicFor, before: Lineage, round_: int
+    store: Store, plan: StudyPlan, public_for: PublicFor, before: Lineage, round_: int, processes: int = 1
 ) -> Lineage | None:
     """Recomputes a published opening and the server step after it.
 
     Args:
         public_for: Epoch number -> verified public side of that epoch.
         before: The lineage before `round_`.
+        processes: Over how many processes bulk work is spread.
 
     Returns:
         The lineage after the round, or None if nothing was opened yet.
@@ -63,7 +64,7 @@ def extend_lineage(
     opening = read_opening(store, plan, round_)
     if opening is None:
         return None
-    opened = recompute_opening(store, plan, public_for, round_)
+    opened = recompute_opening(store, plan, public_for, round_, processes)
     name = plan.coordinator.name
     if opening.predicate.result != sha256_hex(opened.astype("<i8").tobytes()):
         raise PeerError("wrong-opening", name, f"the published sum of round {round_} is not what the shares open.")
@@ -77,7 +78,9 @@ def extend_lineage(
     return Lineage(after, opening.digest)
 
 
-def recompute_opening(store: Store, plan: StudyPlan, public_for: PublicFor, round_: int) -> NDArray[np.int64]:
+def recompute_opening(
+    store: Store, plan: StudyPlan, public_for: PublicFor, round_: int, processes: int = 1
+) -> NDArray[np.int64]:
     """Opens a round's certified sum again from the published shares.
 
     Returns:
@@ -103,10 +106,13 @@ def recompute_opening(store: Store, plan: StudyPlan, public_for: PublicFor, roun
             raise PeerError("wrong-opening", name, f"the share of {holder} is not in the store.")
         key = round_key(plan.study, round_, holder, f"share-{request.predicate.number}.bin")
         shares[holder] = read_blob(store, key, found.predicate.share, holder)
-    context = RoundContext.of(plan, public, instruction.predicate, instruction.digest)
+    context = RoundContext.of(plan, public, instruction.predicate, instruction.digest, processes)
     key_sum = read_blob(store, round_key(plan.study, round_, None, "key-sum.bin"), record.predicate.key_sum, name)
-    bulk_sum = read_blob(store, round_key(plan.study, round_, None, "bulk-sum.bin"), opening.predicate.bulk_sum, name)
-    return open_sum(context, record.predicate, record.digest, request.predicate, key_sum, bulk_sum, shares)
+    place, signed = round_key(plan.study, round_, None, "bulk-sum.bin"), opening.predicate.bulk_sum
+    if not store.exists(place):
+        raise PeerError("blob-missing", name, f"the bulk sum of round {round_} is not in the store.")
+    with store.open(place) as bulk_sum:
+        return open_sum(context, record.predicate, record.digest, request.predicate, key_sum, bulk_sum, shares, signed)
 
 
 def _find_request(store: Store, plan: StudyPlan, round_: int, digest: str) -> Signed[ShareRequest]:

@@ -111,6 +111,37 @@ class MerkleTree:
             raise ValueError("position outside the tree")
 
 
+class MerkleFrontier:
+    """The right edge of a growing tree: its root in memory logarithmic in the number of leaves, and no proofs."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._peaks: list[bytes] = []
+
+    def append_hash(self, node: bytes) -> None:
+        """Adds one leaf by its `hash_leaf`."""
+        complete = self._size
+        while complete % 2:
+            node = _hash_nodes(self._peaks.pop(), node)
+            complete >>= 1
+        self._peaks.append(node)
+        self._size += 1
+
+    def extend(self, nodes: Iterable[bytes]) -> None:
+        """Adds leaves by their hashes, in order."""
+        for node in nodes:
+            self.append_hash(node)
+
+    def root(self) -> str:
+        """Returns the root (hex) over all leaves."""
+        if not self._peaks:
+            return EMPTY_ROOT
+        node = self._peaks[-1]
+        for peak in reversed(self._peaks[:-1]):
+            node = _hash_nodes(peak, node)
+        return node.hex()
+
+
 def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[str], root: str) -> bool:
     """Tells whether `path` proves `leaf` at `index` of the tree of `size` leaves and `root` (RFC 9162 section 2.1.3.2).
 

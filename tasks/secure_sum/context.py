@@ -20,6 +20,7 @@ class RoundContext:
         plan, public, instruction: Verified.
         instruction_digest: Envelope digest of the instruction.
         parameters: Derived from the plan.
+        processes: Over how many processes bulk work is spread; changes no byte.
     """
 
     plan: StudyPlan = field(repr=False)
@@ -27,10 +28,16 @@ class RoundContext:
     instruction: Instruction
     instruction_digest: str
     parameters: SumParameters = field(repr=False)
+    processes: int = 1
 
     @classmethod
     def of(
-        cls, plan: StudyPlan, public: EpochPublic, instruction: Instruction, instruction_digest: str
+        cls,
+        plan: StudyPlan,
+        public: EpochPublic,
+        instruction: Instruction,
+        instruction_digest: str,
+        processes: int = 1,
     ) -> RoundContext:
         """Checks that an instruction fits plan and epoch.
 
@@ -56,7 +63,7 @@ class RoundContext:
             raise PeerError("instruction-mismatch", peer, "participants must be distinct contributors in name order.")
         if len(participants) < plan.threshold.k_min:
             raise PeerError("too-few-participants", peer, "the instruction names fewer participants than k_min.")
-        return cls(plan, public, instruction, instruction_digest, derive_parameters(plan))
+        return cls(plan, public, instruction, instruction_digest, derive_parameters(plan), processes)
 
     @property
     def coordinator(self) -> str:

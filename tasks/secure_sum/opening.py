@@ -6,7 +6,6 @@ The coordinator, every site and the auditor run the same code on the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from schemas.canonical import derive_digest
 from schemas.errors import PeerError
 from schemas.messages import Record, ShareRequest
 from schemas.wire import Header, Kind, read_blob, unpack_residues
-from tasks.secure_sum.bulk import open_bulk
+from tasks.secure_sum.bulk import SumSource, open_bulk
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.modular import Int64, UInt64, prime_field
 from tasks.secure_sum.parameters import KEY_BOUND
@@ -47,8 +46,9 @@ def open_sum(
     record_digest: str,
     request: ShareRequest,
     key_sum: bytes,
-    bulk_sum: Path | bytes,
+    bulk_sum: SumSource,
     shares: Mapping[str, bytes],
+    bulk_digest: str | None = None,
 ) -> Int64:
     """Opens the exact integer sum as one int64 array of the instruction's length.
 
@@ -57,13 +57,20 @@ def open_sum(
         record, record_digest: The certified record.
         request: The request whose active set answered.
         key_sum: Key-sum blob; its digest is in the record.
-        bulk_sum: Bulk-sum blob.
+        bulk_sum: Bulk-sum blob: a file, a stream or bytes; read slab by slab.
         shares: Share blob of exactly the active set.
+        bulk_digest: SHA-256 (hex) of the bulk sum, where it was signed; checked on the way.
 
     Raises:
-        PeerError: `shares-incomplete`, `share-mismatch` naming the active set, `bulk-residual` or a wire error.
+        PeerError: `shares-incomplete`, `share-mismatch` naming the active set, `bulk-residual`, `bulk-sum` or a wire
+            error.
+        OperationError: `bulk-process`.
     """
-    return np.concatenate(list(open_slabs(context, record, record_digest, request, key_sum, bulk_sum, shares)))
+    opened, done = np.empty(context.instruction.length, dtype=np.int64), 0
+    for slab in open_slabs(context, record, record_digest, request, key_sum, bulk_sum, shares, bulk_digest):
+        opened[done : done + slab.size] = slab
+        done += slab.size
+    return opened
 
 
 def open_slabs(
@@ -72,13 +79,14 @@ def open_slabs(
     record_digest: str,
     request: ShareRequest,
     key_sum: bytes,
-    bulk_sum: Path | bytes,
+    bulk_sum: SumSource,
     shares: Mapping[str, bytes],
+    bulk_digest: str | None = None,
 ) -> Iterator[Int64]:
-    """Yields what `open_sum` returns, slab by slab, in constant memory."""
+    """Yields what `open_sum` returns, slab by slab, in constant memory; believe nothing before the last slab came."""
     verify_record_form(context, record)
     key = open_key(context, record, record_digest, request, key_sum, shares)
-    yield from open_bulk(context, key, bulk_sum, len(record.contributions))
+    yield from open_bulk(context, key, bulk_sum, len(record.contributions), bulk_digest)
 
 
 def open_key(

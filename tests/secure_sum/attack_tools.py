@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from schemas.envelope import public_hex
-from schemas.wire import Kind, read_blob, write_blob
-from tasks.secure_sum import bulk, ckks
+from schemas.wire import Kind, read_blob, sign_check, unpack_residues, write_blob
+from tasks.secure_sum import ckks
 from tasks.secure_sum import contribute as contribute_code
 from tasks.secure_sum import record as record_code
-from tasks.secure_sum.bulk import transform_key
+from tasks.secure_sum.bulk import BulkCipher, add_slab
+from tasks.secure_sum.bulk_blob import BulkForm, BulkInput
 from tasks.secure_sum.modular import prime_field
 from tasks.secure_sum.opening import _read_share
 from tasks.secure_sum.record import read_key_sum
@@ -54,13 +55,28 @@ def residues_under(round_: Round, site: str, key: Any) -> Any:
     """Opens one site's bulk with a candidate key, ignoring the error bound."""
     p = round_.context.parameters
     field = prime_field(p.bulk_modulus)
-    data = b"".join(
-        x.tobytes() for x in bulk._read_contribution(round_.context, round_.opened()[site], round_.bulk(site))
-    )
-    residues = np.frombuffer(data, dtype=np.uint64)
-    stream = bulk._key_stream(round_.context, transform_key(round_.context, key), 0, residues.size)
+    residues = unpack_residues(read_bulk(round_, site), p.bulk_modulus, site)
+    stream = BulkCipher.of(round_.context, key).derive_key_stream(0, residues.size)
     noisy = field.reduce(residues.view(np.int64) - stream)
     return (noisy + (p.bulk_delta >> 1)) // p.bulk_delta
+
+
+def read_bulk(round_: Round, site: str) -> bytes:
+    """The packed residues that a site published."""
+    form = BulkForm.of(round_.context, site)
+    inputs = (BulkInput(form, round_.bulk(site)),)
+    return b"".join(add_slab(inputs, index)[1] for index in range(form.slabs))
+
+
+def write_bulk(round_: Round, thief: str, body: bytes) -> str:
+    """`thief` writes and signs a bulk blob with these residues; returns its Merkle root."""
+    form = BulkForm.of(round_.context, thief)
+    tree = form.begin_root()
+    tree.extend(form.hash_chunks(body))
+    root = bytes.fromhex(tree.root())
+    data = form.header.encode() + body + root + sign_check(Kind.BULK, root, signing(thief))
+    round_.bulk(thief).write_bytes(data)
+    return root.hex()
 
 
 def copy_contribution(round_: Round, source: str, thief: str, rerandomise: bool) -> None:
@@ -77,18 +93,9 @@ def copy_contribution(round_: Round, source: str, thief: str, rerandomise: bool)
         body = read_blob(blob, header, 2048 * 6 + contribute_code.SEALED_OVERHEAD, key, source)
         own = context.header(Kind.SEALED_SHAMIR, thief, (2048 * 6 + contribute_code.SEALED_OVERHEAD,), holder)
         shamir[holder] = write_blob(own, bytes(body), signing(thief))
-    slabs = list(bulk._read_contribution(context, round_.opened()[source], round_.bulk(source)))
-    path = round_.bulk(thief)
-    header = bulk.bulk_header(context, thief).encode()
-    tree = bulk.MerkleTree([header])
-    with path.open("wb") as out:
-        out.write(header)
-        for slab in slabs:
-            bulk._write_slab(context, out, tree, slab)
-        root = tree.root()
-        out.write(bytes.fromhex(root) + bulk.sign_check(Kind.BULK, bytes.fromhex(root), signing(thief)))
+    root, size = write_bulk(round_, thief, read_bulk(round_, source)), round_.bulk(thief).stat().st_size
     key_blob = contribute_code._write_key(context, thief, ciphertext, signing(thief))
-    copied = contribute_code.ContributionParts(key_blob, shamir, root, path.stat().st_size)
+    copied = contribute_code.ContributionParts(key_blob, shamir, root, size)
     round_.parts[thief] = copied
     round_.envelopes[thief] = sign(round_.message(thief, copied), round_.plan, signing(thief))[0]
 
