@@ -29,9 +29,10 @@ async def run_ceremony(context: CoordinatorContext, after: int = 0) -> EpochPubl
         PeerError: naming the holder whose part does not verify.
     """
 
-    @flow(name="key-ceremony", retries=0, persist_result=False)
+    @flow(name="key-ceremony", flow_run_name="epoch {epoch}", retries=0, persist_result=False)
     async def ceremony_flow(epoch: int) -> EpochPublic:
-        runs = SiteRuns(context, "site-ceremony", epoch, {"study": context.study, "epoch": epoch})
+        """Lets the key holders make a key that none of them, and nobody else, ever holds."""
+        runs = SiteRuns(context, "site-ceremony", epoch, f"epoch {epoch}", {"study": context.study, "epoch": epoch})
         await open_epoch(context, epoch)
         await ask_holders(context, runs)
         await follow_phases(context, epoch, runs)

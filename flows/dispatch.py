@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -78,6 +78,7 @@ async def dispatch(
     idempotency_key: str,
     *,
     run_name: str | None = None,
+    tags: Sequence[str] = (),
 ) -> str:
     """Starts the deployment `<flow_name>/<site>` and returns the flow run's id without waiting for it.
 
@@ -97,6 +98,7 @@ async def dispatch(
             parameters=dict(parameters),
             idempotency_key=idempotency_key,
             flow_run_name=run_name,
+            tags=list(tags),
             timeout=0,
         )
     except ObjectNotFound:

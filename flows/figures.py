@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 
 from flows.context import CoordinatorContext
-from schemas.errors import EvidenceError
+from flows.round_steps import RoundOutcome
+from schemas.errors import EvidenceError, PeerError
 from schemas.layout import attempt_key, ledger_key, round_key
 from schemas.ledger import LedgerEntry, PrivacyEvent, PrivacyReserved, SumOpened
 from schemas.messages import EpsilonReport, Record
 from tasks.ledger.chain import read_entry
 from tasks.privacy.accounting import epsilon_report
+from tasks.rounds import read_refusal
 from tasks.storage.mailbox import Signed
 
 
@@ -52,6 +55,18 @@ def epsilon_of_sites(
         if events:
             reports.append(epsilon_report(context.plan, site.name, events))
     return tuple(reports)
+
+
+def refusal_codes(context: CoordinatorContext, outcome: RoundOutcome) -> dict[str, str]:
+    """Returns the code that each site which refused the round has signed."""
+    codes: dict[str, str] = {}
+    for site, reason in outcome.record.predicate.dropped:
+        if reason != "refused":
+            continue
+        with contextlib.suppress(PeerError):
+            refusal = read_refusal(context.store, context.plan, site, outcome.instruction)
+            codes |= {site: refusal.predicate.code} if refusal is not None else {}
+    return codes
 
 
 def opened_at_ms(context: CoordinatorContext, round_: int) -> int:

@@ -22,6 +22,7 @@ from tasks.audit.export import export_evidence
 from tasks.lineage import Lineage
 from tasks.metrics import EvaluationMetrics
 from tasks.storage.mailbox import Signed, read_signed
+from tasks.tracking.release import describe_release
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ async def run_release(
 
     @flow(name="release", flow_run_name="release", retries=0, persist_result=False)
     async def release_flow() -> Released:
+        """Signs the release, collects the sites' witnesses, registers the model, exports the evidence."""
         metrics = released_metrics(context, evaluation)
         release = await enter_release(context, lineage, rounds, evaluation, metrics, reason)
         await publish_checkpoint(context, release)
@@ -84,7 +86,7 @@ async def publish_checkpoint(context: CoordinatorContext, release: Signed[ModelR
 @waiting("collect-witnesses")
 async def collect_witnesses(context: CoordinatorContext) -> None:
     """Asks every site to verify the release, publish its ledger's checkpoint and witness everybody's."""
-    runs = SiteRuns(context, "site-release", 1, {"study": context.study})
+    runs = SiteRuns(context, "site-release", 1, "release", {"study": context.study})
     sites = [site.name for site in context.plan.sites]
     await runs.start(sites)
     start = time.monotonic()
@@ -113,6 +115,7 @@ async def register_model(
 ) -> str:
     """Registers the model in MLflow, tags it with the checkpointed ledger roots and points `candidate` at it."""
     version = tracker.release(release, metrics, checkpointed_positions(context))
+    await tracker.page.finish(describe_release(context.plan, release.predicate, version))
     context.progress.emit("released", model_version=version, weights=release.predicate.weights)
     return version
 

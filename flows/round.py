@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -23,6 +23,7 @@ from tasks.lineage import Lineage
 from tasks.rounds import MAXIMUM_REQUESTS, read_opening, read_record
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.storage.mailbox import Signed
+from tasks.tracking.names import round_name
 
 
 class _Clock:
@@ -42,22 +43,26 @@ async def run_round(
     lineage: Lineage,
     round_: int,
     kind: Literal["train", "evaluate"],
+    record_outcome: Callable[[RoundOutcome], Awaitable[object]],
 ) -> RoundOutcome:
     """Runs one round to its opening, or finds what an earlier run of it left and goes on from there.
+
+    Args:
+        record_outcome: The round's last step, so that what it shows belongs to the round's flow run.
 
     Raises:
         OperationError: `too-few-contributions`, `no-quorum`, `no-active-set`; nothing is lost, resume continues.
     """
     steps = RoundSteps(context, public, lineage, round_, kind)
 
-    @flow(name=f"{kind}-round", flow_run_name=f"{kind}-round-{round_}", retries=0, persist_result=False)
+    @flow(name=f"{kind}-round", flow_run_name=round_name(kind, round_), retries=0, persist_result=False)
     async def round_flow() -> RoundOutcome:
+        """Asks the sites for noisy, encrypted updates, and opens nothing but their sum."""
         clock = _Clock()
         with clock("issue"):
             instruction = await issue(steps)
-        runs = SiteRuns(
-            context, "site-round", round_, {"study": context.study, "round": round_, "attempt": steps.attempt}
-        )
+        asked = {"study": context.study, "round": round_, "attempt": steps.attempt}
+        runs = SiteRuns(context, "site-round", round_, round_name(kind, round_), asked)
         opening = read_opening(context.store, context.plan, round_)
         if opening is None:
             with clock("dispatch"):
@@ -78,7 +83,9 @@ async def run_round(
                 await share_and_open(steps, instruction, record, signatures, runs)
         with clock("apply"):
             opening, opened, after = await apply(steps)
-        return RoundOutcome(instruction, record, opening, opened, after, clock.seconds)
+        outcome = RoundOutcome(instruction, record, opening, opened, after, clock.seconds)
+        await record_outcome(outcome)
+        return outcome
 
     return await round_flow()
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
-from prefect import flow
+from prefect import flow, tags
 
 from flows.ceremony import run_ceremony
 from flows.context import CoordinatorContext
+from flows.figures import bytes_down, bytes_up, refusal_codes
+from flows.pages import show_round, study_tag
 from flows.release import Released, run_release
 from flows.release_steps import released_metrics
 from flows.round import run_round
@@ -22,6 +25,7 @@ from tasks.lineage import Lineage, first_lineage
 from tasks.metrics import EvaluationMetrics
 from tasks.rounds import read_instruction, read_opening
 from tasks.secure_sum.epoch import EpochPublic
+from tasks.tracking.names import study_name
 from tasks.tracking.release import model_name
 
 
@@ -44,8 +48,9 @@ async def run_study(context: CoordinatorContext) -> Released:
         ConsiliumError: what stopped it; nothing is lost, running it again continues.
     """
 
-    @flow(name="study", flow_run_name=f"study-{context.study[:12]}", retries=0, persist_result=False)
+    @flow(name="study", flow_run_name=study_name(context.study), retries=0, persist_result=False)
     async def study_flow() -> Released:
+        """Runs key ceremony, training rounds, evaluation and release; continues where an earlier run stopped."""
         started = time.monotonic()
         plan = context.plan
         context.progress.emit(
@@ -60,16 +65,16 @@ async def run_study(context: CoordinatorContext) -> Released:
         context.progress.emit("study-done", complete=not state.reason, reason=state.reason)
         return released
 
-    return await study_flow()
+    with tags(study_tag(context.study)):
+        return await study_flow()
 
 
 async def _train(context: CoordinatorContext, state: StudyState, tracker: Tracker) -> None:
     for round_ in range(1, context.plan.mechanism.rounds + 1):
         if _is_dead(context, state, round_):
             continue
-        before = state.lineage
         try:
-            outcome = await _next_round(context, state, round_, "train")
+            outcome = await _next_round(context, state, tracker, round_, "train")
         except BudgetExhausted as error:
             if state.rounds == 0:
                 raise BudgetError(error.code, error.message, error.remedy) from None
@@ -78,14 +83,13 @@ async def _train(context: CoordinatorContext, state: StudyState, tracker: Tracke
         if outcome is None:
             continue
         state.lineage, state.rounds = outcome.lineage, round_
-        await record(tracker, outcome, before, None)
 
 
 async def _evaluate(context: CoordinatorContext, state: StudyState, tracker: Tracker) -> EvaluationMetrics | None:
     if state.rounds < context.plan.mechanism.rounds and not state.reason:
         state.reason = "the last training rounds were lost with their key ceremony"
     try:
-        outcome = await _next_round(context, state, context.plan.mechanism.rounds + 1, "evaluate")
+        outcome = await _next_round(context, state, tracker, context.plan.mechanism.rounds + 1, "evaluate")
     except BudgetExhausted as error:
         state.reason = state.reason or error.message
         return None
@@ -93,21 +97,23 @@ async def _evaluate(context: CoordinatorContext, state: StudyState, tracker: Tra
         return None
     state.evaluation = outcome
     metrics = released_metrics(context, outcome)
-    await record(tracker, outcome, state.lineage, metrics)
     if metrics is not None:
         auc = metrics.auc
         context.progress.emit("evaluation-done", auc=auc.value, low=auc.low, high=auc.high)
     return metrics
 
 
-async def _next_round(context: CoordinatorContext, state: StudyState, round_: int, kind: str) -> RoundOutcome | None:
+async def _next_round(
+    context: CoordinatorContext, state: StudyState, tracker: Tracker, round_: int, kind: Literal["train", "evaluate"]
+) -> RoundOutcome | None:
     """Runs one round; None if it died with its key ceremony (a new one has been held then)."""
     if _rounds_in_epoch(context, state.public.epoch, round_) >= context.plan.rounds_per_epoch:
         state.public = await run_ceremony(context, after=state.public.epoch)
     context.progress.emit("round-started", round=round_, kind=kind)
+    before = state.lineage
     try:
         outcome = await run_round(
-            context, state.public, state.lineage, round_, "train" if kind == "train" else "evaluate"
+            context, state.public, before, round_, kind, lambda outcome: record(context, tracker, outcome, before)
         )
     except EpochLost:
         state.public = await run_ceremony(context, after=state.public.epoch)
@@ -117,9 +123,13 @@ async def _next_round(context: CoordinatorContext, state: StudyState, round_: in
 
 
 @recording("record")
-async def record(tracker: Tracker, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> None:
-    """Records the round in MLflow."""
-    tracker.round(outcome, before, metrics)
+async def record(context: CoordinatorContext, tracker: Tracker, outcome: RoundOutcome, before: Lineage) -> None:
+    """Records the round in MLflow and shows it on the pages of the round and of the study."""
+    kind = outcome.instruction.predicate.kind
+    metrics = released_metrics(context, outcome) if kind == "evaluate" else None
+    facts = tracker.round(outcome, before, metrics)
+    await show_round(context.plan, facts, refusal_codes(context, outcome))
+    await tracker.page.add(facts)
 
 
 def _is_dead(context: CoordinatorContext, state: StudyState, round_: int) -> bool:
@@ -148,8 +158,6 @@ def _write_summary(
 ) -> None:
     """Writes summary.json: released figures only, for the command line and other programs."""
     rounds = {str(o.record.predicate.round): o.record.predicate for o in state.outcomes}
-    events = [json.loads(line) for line in (context.home / "events.jsonl").read_text().splitlines()]
-    traffic = {e["round"]: (e["bytes_up"], e["bytes_down"]) for e in events if e["event"] == "round-done"}
     content = {
         "study": context.study,
         "title": context.plan.title,
@@ -163,8 +171,8 @@ def _write_summary(
         else {"auc": metrics.auc.value, "low": metrics.auc.low, "high": metrics.auc.high},
         "epsilon": _epsilon(released.release.predicate.epsilon),
         "evaluation_epsilon": _epsilon(released.release.predicate.evaluation_epsilon),
-        "bytes_up": sum(up for up, _ in traffic.values()),
-        "bytes_down": sum(down for _, down in traffic.values()),
+        "bytes_up": sum(bytes_up(context, o.record.predicate.round) for o in state.outcomes),
+        "bytes_down": sum(bytes_down(context, o.record) for o in state.outcomes),
         "seconds": round(seconds, 1),
         "model_version": f"{model_name(context.plan)}/{released.version}",
         "weights": f"coordinator/{context.study}/release/weights.safetensors",

@@ -35,6 +35,7 @@ def recording(name: str) -> Callable[[Callable[..., Awaitable[T]]], Task[..., Aw
 def _task(name: str, retries: int) -> Callable[..., Any]:
     return task(
         name=name,
+        task_run_name=name,  # otherwise Prefect appends random letters
         retries=retries,
         retry_delay_seconds=1,
         cache_policy=NO_CACHE,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from flows.context import CoordinatorContext
 from flows.figures import bytes_down, bytes_up, epsilon_of_sites, opened_at_ms
+from flows.pages import StudyPage, current_run_url
 from flows.round_steps import RoundOutcome
 from schemas.messages import EpsilonReport, LogPosition, ModelRelease
 from tasks.lineage import Lineage
@@ -20,18 +21,22 @@ from tasks.tracking.target import TrackingTarget
 
 
 class Tracker:
-    """Writes one study to MLflow; every method may be repeated."""
+    """Writes one study to MLflow; every method may be repeated.
+
+    Attributes:
+        page: The study's summary in Prefect.
+    """
 
     def __init__(self, context: CoordinatorContext) -> None:
+        """Opens the study; the present flow run is the study's."""
+        self.page = StudyPage(context.plan)
         self._context = context
         self._target = TrackingTarget(context.settings.mlflow_uri, context.settings.artifacts)
-        self._run = open_study(self._target, context.plan, describe_software())
+        self._run = open_study(self._target, context.plan, describe_software(), current_run_url())
         self._history: list[EpsilonAtRound] = []
 
-    def round(
-        self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None
-    ) -> tuple[EpsilonReport, ...]:
-        """Records an opened round; returns the cumulative epsilon per site of the data part it touched."""
+    def round(self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> RoundFacts:
+        """Records an opened round; returns what it may tell."""
         context, record = self._context, outcome.record.predicate
         kind: Literal["train", "evaluate"] = outcome.instruction.predicate.kind
         reports = epsilon_of_sites(context, "training" if kind == "train" else "held-out", record.round)
@@ -57,6 +62,7 @@ class Tracker:
                 "opening.json": outcome.opening.data,
             },
             finished_at_ms=opened_at_ms(context, record.round),
+            flow_run=current_run_url(),
         )
         weights = weights_safetensors(context.plan, outcome.lineage.state) if kind == "train" else None
         record_round(self._target, self._run, context.plan, facts, weights)
@@ -73,7 +79,7 @@ class Tracker:
             bytes_up=facts.bytes_up,
             bytes_down=facts.bytes_down,
         )
-        return reports
+        return facts
 
     def release(
         self,

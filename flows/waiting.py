@@ -8,6 +8,7 @@ from typing import Any
 
 from flows.context import CoordinatorContext
 from flows.dispatch import abandon_run, dispatch, dispatch_key, run_state
+from flows.pages import study_tag
 from schemas.errors import OperationError
 
 CHECK_RUNS_SECONDS = 2.0
@@ -20,10 +21,14 @@ class SiteRuns:
     died gets the next number. What a site *signs* does not depend on it: its outbox answers once.
     """
 
-    def __init__(self, context: CoordinatorContext, flow_name: str, number: int, parameters: dict[str, Any]) -> None:
+    def __init__(
+        self, context: CoordinatorContext, flow_name: str, number: int, label: str, parameters: dict[str, Any]
+    ) -> None:
+        """Prepares the runs of one step; `label` is what people see behind the site's name."""
         self._context = context
         self._flow = flow_name
         self._number = number
+        self._label = label
         self._parameters = parameters
         self._runs: dict[str, tuple[str, int]] = {}
         self._checked = time.monotonic()
@@ -77,9 +82,9 @@ class SiteRuns:
         # A resumed coordinator must not find the finished runs of its predecessor: skip numbers that have ended.
         while number <= self._context.options.dispatch_attempts:
             key = dispatch_key(study, self._flow, site, round=self._number, dispatch=number)
-            name = f"{self._flow}-{self._number}-{site}"
+            name = f"{site} {self._label}" + (f" (dispatch {number})" if number > 1 else "")
             try:
-                run = await dispatch(site, self._flow, self._parameters, key, run_name=name)
+                run = await dispatch(site, self._flow, self._parameters, key, run_name=name, tags=[study_tag(study)])
             except OperationError as error:
                 if error.code != "site-not-registered":
                     raise

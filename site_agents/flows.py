@@ -82,7 +82,9 @@ async def step(name: str, body: Callable[[], T]) -> T:
             errors.append(error)
             raise
 
-    work: Any = task(name=name, retries=0, cache_policy=NO_CACHE, persist_result=False)(coded(run))
+    # Without a run name of its own a task run gets random letters behind its name.
+    named = task(name=name, task_run_name=name, retries=0, cache_policy=NO_CACHE, persist_result=False)
+    work: Any = named(coded(run))
     await work(return_state=True)
     if errors:
         raise errors[0]
@@ -96,16 +98,19 @@ def site_flows(folder: Path) -> dict[str, AgentFlow]:
 
     @flow(name="site-ceremony", retries=0, persist_result=False)
     async def site_ceremony(study: str, epoch: int) -> Any:
+        """Takes this site through a key ceremony."""
         with _one_at_a_time(folder, study):
             return await _ceremony(_open(folder, study), epoch)
 
     @flow(name="site-round", retries=0, persist_result=False)
     async def site_round(study: str, round: int, attempt: int) -> Any:
+        """Contributes to a round or refuses it, then helps to open the sum; a refusal is this run's last state."""
         with _one_at_a_time(folder, study):
             return await _round(_open(folder, study), round, attempt)
 
     @flow(name="site-release", retries=0, persist_result=False)
     async def site_release(study: str) -> Any:
+        """Verifies the release and witnesses everybody's checkpoints."""
         with _one_at_a_time(folder, study):
             return await _release(_open(folder, study))
 
@@ -140,17 +145,17 @@ async def _round(context: SiteContext, round_: int, attempt: int) -> Any:
         refusal = error
         await step("refuse", lambda: contributing.refuse(refusal))
         return refused_state(refusal.code)
-    if context.is_participant(work.instruction.predicate):
-        await _contribute(contributing)
+    code = await _contribute(contributing) if context.is_participant(work.instruction.predicate) else None
     if work.epoch.secrets is not None:
         await _certify(Certifying(work), context.home.settings.options)
-    return None
+    return refused_state(code) if code is not None else None
 
 
-async def _contribute(contributing: Contributing) -> None:
+async def _contribute(contributing: Contributing) -> str | None:
+    """Contributes, or refuses and returns the code."""
     if contributing.decided:
         await step("resend", contributing.resend)
-        return
+        return "already-refused" if contributing.refused else None
     verdict: ContractVerdict | None = None
     try:
         await step("admit", contributing.verify)
@@ -163,8 +168,9 @@ async def _contribute(contributing: Contributing) -> None:
         # The refusal is the state of the contribution; the same run stays to certify and share.
         refusal = error
         await step("refuse", lambda: contributing.refuse(refusal, verdict))
-        return
+        return refusal.code
     await step("upload", contributing.upload)
+    return None
 
 
 async def _certify(certifying: Certifying, options: RunOptions) -> None:

@@ -204,6 +204,7 @@ async def ensure_site_deployments(site: str, flows: Mapping[str, AgentFlow]) -> 
             await client.create_deployment(
                 flow_id=await client.create_flow_from_name(name),
                 name=site,
+                description=entry.flow.description,
                 work_pool_name=pool_name(site),
                 parameter_openapi_schema=entry.parameters.model_json_schema(),
                 enforce_parameter_schema=True,

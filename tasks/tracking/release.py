@@ -6,6 +6,7 @@ A version without tags is one whose study crashed in between; running the releas
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from tasks.metrics import EvaluationMetrics
 from tasks.tracking.allowed import STUDY_ARTIFACTS, verify_names
 from tasks.tracking.network import build_network
 from tasks.tracking.plots import EpsilonAtRound, draw_plots
-from tasks.tracking.study import StudyRun
+from tasks.tracking.study import StudyRun, describe_run
 from tasks.tracking.target import TrackingTarget, common_tags, connect
 
 CANDIDATE = "candidate"
@@ -71,6 +72,7 @@ def record_release(
     client.log_batch(run.run_id, metrics=_release_metrics(release, started_ms), synchronous=True)
     existing = _find_version(client, plan)
     if existing is not None:
+        describe_run(client, run.run_id, plan, describe_release(plan, release, existing))
         return existing
     model_id = _log_model(client, run, plan, weights, release)
     _open_registered_model(client, plan)
@@ -82,6 +84,10 @@ def record_release(
         description=_describe_version(plan, release),
         model_id=model_id,
     )
+    # What makes MLflow's page of the logged model name the version.
+    versions = json.dumps([{"name": version.name, "version": version.version}])
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": versions})
+    describe_run(client, run.run_id, plan, describe_release(plan, release, str(version.version)))
     return str(version.version)
 
 
@@ -191,13 +197,39 @@ def _open_registered_model(client: Any, plan: StudyPlan) -> None:
             raise
 
 
+def describe_release(plan: StudyPlan, release: ModelRelease, version: str) -> str:
+    """Returns what was released in words (Markdown)."""
+    heading = f"**Released as `{model_name(plan)}` version {version}**, alias `{CANDIDATE}`."
+    return f"{heading} {_describe_result(plan, release)}"
+
+
 def _describe_version(plan: StudyPlan, release: ModelRelease) -> str:
-    worst = max((float(report.collusion) for report in release.epsilon), default=0.0)
+    sites = ", ".join(site.name for site in plan.contributors)
+    return "\n\n".join(
+        [
+            f"{plan.title} {_describe_result(plan, release)}",
+            f"Sites: {sites}. Study (plan digest): `{plan.study}`. The tags name the digests and the ledgers' roots "
+            "that `consilium audit verify` recomputes; MLflow itself is no evidence.",
+            "Not for clinical use without review.",
+        ]
+    )
+
+
+def _describe_result(plan: StudyPlan, release: ModelRelease) -> str:
     state = "complete" if release.complete else f"ended early: {release.reason}"
+    found = dict(release.metrics)
+    quality = "no evaluation was released"
+    if {"auc", "auc_low", "auc_high"} <= set(found):
+        value, low, high = (float(found[name]) for name in ("auc", "auc_low", "auc_high"))
+        quality = f"AUC {value:.3f} on held-out patients, 95 % interval {low:.3f} to {high:.3f}"
+    collusion, outsider = (
+        max((float(getattr(report, reading)) for report in release.epsilon), default=0.0)
+        for reading in ("collusion", "outsider")
+    )
     return (
-        f"{plan.title} ({state}). {release.rounds} rounds; training cost at most ε = {worst:g} at "
-        f"δ = {plan.budget.delta} per {plan.mechanism.unit} and site under the plan's collusion, limit "
-        f"{plan.budget.epsilon}. Not for clinical use without review."
+        f"{release.rounds} training rounds ({state}); {quality}. Privacy cost of a site's training patients: at most "
+        f"ε = {collusion:g} under the plan's collusion and {outsider:g} against outsiders, of {plan.budget.epsilon} at "
+        f"δ = {plan.budget.delta}, per {plan.mechanism.unit}."
     )
 
 

@@ -21,6 +21,7 @@ from tasks.tracking.allowed import (
     verify_names,
     verify_step_names,
 )
+from tasks.tracking.names import round_name
 from tasks.tracking.study import StudyRun, find_run
 from tasks.tracking.target import TrackingTarget, common_tags, connect
 
@@ -40,6 +41,7 @@ class RoundFacts:
         messages: Artifact name (`ROUND_ARTIFACTS`) to envelope bytes.
         finished_at_ms: Unix time in ms of the round's end; a resumed coordinator gives the same one again, so that
             nothing is recorded twice.
+        flow_run: Address of the round's page in Prefect; empty where there is none.
     """
 
     round: int
@@ -54,6 +56,7 @@ class RoundFacts:
     model: str
     messages: Mapping[str, bytes]
     finished_at_ms: int
+    flow_run: str = ""
 
 
 def derive_round_metrics(
@@ -98,7 +101,7 @@ def record_round(
         return child
     metrics = _metrics(facts)
     client.log_batch(child, metrics=_at(metrics, facts, step=facts.round), synchronous=True)
-    client.log_batch(run.run_id, metrics=_at(_curves(metrics), facts, step=facts.round), synchronous=True)
+    client.log_batch(run.run_id, metrics=_at(_curves(metrics, facts), facts, step=facts.round), synchronous=True)
     for name, data in sorted(facts.messages.items()):
         client.log_text(child, data.decode(), name)
     if weights is not None:
@@ -119,7 +122,6 @@ def _open_round(client: Any, run: StudyRun, plan: StudyPlan, facts: RoundFacts) 
     found = find_run(client, run.experiment_id, condition)
     if found is not None:
         return found
-    name = f"round {facts.round:02d}" if facts.kind == "train" else "evaluation"
     tags = {
         **common_tags(plan),
         "mlflow.parentRunId": run.run_id,
@@ -129,29 +131,55 @@ def _open_round(client: Any, run: StudyRun, plan: StudyPlan, facts: RoundFacts) 
         "consilium.participants": ", ".join(facts.participants),
         "consilium.dropped": ", ".join(f"{site} ({reason})" for site, reason in facts.dropped) or "none",
         "consilium.model_state": facts.model,
+        "mlflow.note.content": describe_round(plan, facts),
     }
+    name = round_name(facts.kind, facts.round)
     total_ms = round(sum(facts.seconds.values()) * 1000)
     created = client.create_run(run.experiment_id, run_name=name, tags=tags, start_time=facts.finished_at_ms - total_ms)
     return str(created.info.run_id)
 
 
+def describe_round(plan: StudyPlan, facts: RoundFacts) -> str:
+    """Returns the round in words (Markdown), for the run's description."""
+    what = "Training round" if facts.kind == "train" else "Evaluation on held-out patients"
+    dropped = ", ".join(f"{site} ({reason})" for site, reason in facts.dropped)
+    collusion, outsider = (
+        max((float(getattr(report, reading)) for report in facts.epsilon), default=0.0)
+        for reading in ("collusion", "outsider")
+    )
+    patients = "training" if facts.kind == "train" else "held-out"
+    lines = [
+        f"{what}: {len(facts.participants)} of {len(plan.contributors)} sites in the opened sum; "
+        f"not in it: {dropped or 'nobody'}.",
+        f"Largest ε of a site's {patients} patients so far: {collusion:g} under collusion, {outsider:g} against "
+        f"outsiders, of {plan.budget.epsilon} at δ = {plan.budget.delta}.",
+    ]
+    if facts.flow_run:
+        lines.append(f"[The round's flow run in Prefect]({facts.flow_run})")
+    return "\n\n".join(lines)
+
+
 def _metrics(facts: RoundFacts) -> dict[str, float]:
-    result = dict(facts.metrics)
+    """Returns metric names, which MLflow groups by what stands before the slash, and values."""
+    group = "model" if facts.kind == "train" else "evaluation"
+    result = {f"{group}/{name}": value for name, value in facts.metrics.items()}
+    epsilon = "epsilon" if facts.kind == "train" else "evaluation_epsilon"
     for reading in ("collusion", "outsider"):
         values = {report.site: float(getattr(report, reading)) for report in facts.epsilon}
-        prefix = f"epsilon_{reading}" if facts.kind == "train" else f"evaluation_epsilon_{reading}"
-        result |= {f"{prefix}/{site}": value for site, value in values.items()}
+        result |= {f"{epsilon}_{reading}/{site}": value for site, value in values.items()}
         if values:
-            result[f"{prefix}_max"] = max(values.values())
+            result[f"{epsilon}/{reading}_max"] = max(values.values())
     result |= {f"seconds/{step}": float(value) for step, value in facts.seconds.items()}
-    result |= {"bytes_up": float(facts.bytes_up), "bytes_down": float(facts.bytes_down)}
-    result["participants"] = float(len(facts.participants))
+    result |= {"round/bytes_up": float(facts.bytes_up), "round/bytes_down": float(facts.bytes_down)}
+    result["round/participants"] = float(len(facts.participants))
     return result
 
 
-def _curves(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Returns what the study's own page shows over the rounds: everything but single steps' seconds."""
-    return {name: value for name, value in metrics.items() if not name.startswith("seconds/")}
+def _curves(metrics: Mapping[str, float], facts: RoundFacts) -> dict[str, float]:
+    """Returns what the study's own page shows over the rounds: no single steps' seconds; of an evaluation only what it
+    has in common with training rounds, since the release puts its results there as ``released/``."""
+    left_out = ("seconds/",) if facts.kind == "train" else ("seconds/", "evaluation")
+    return {name: value for name, value in metrics.items() if not name.startswith(left_out)}
 
 
 def _at(metrics: Mapping[str, float], facts: RoundFacts, step: int) -> list[Any]:
@@ -162,11 +190,14 @@ def _at(metrics: Mapping[str, float], facts: RoundFacts, step: int) -> list[Any]
 
 def _log_weights(client: Any, run: StudyRun, child: str, plan: StudyPlan, facts: RoundFacts, weights: bytes) -> None:
     """Logs the round's weights as a logged model whose only file is ``weights.safetensors``."""
+    from mlflow.entities import LoggedModelOutput
+
     name = f"round-{facts.round:04d}"
     if client.search_logged_models([run.experiment_id], filter_string=f"name = '{name}' and status = 'READY'"):
         return
     tags = {**common_tags(plan), "consilium.round": str(facts.round), "consilium.model_state": facts.model}
     model = client.create_logged_model(run.experiment_id, name=name, source_run_id=child, tags=tags)
+    client.log_outputs(child, [LoggedModelOutput(model.model_id, step=facts.round)])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
         path.write_bytes(weights)

@@ -9,7 +9,10 @@ from typing import Any
 from schemas.canonical import canonical_bytes
 from schemas.plan import StudyPlan, feature_count, update_length
 from schemas.threshold import describe
+from tasks.tracking.names import study_name
 from tasks.tracking.target import TrackingTarget, common_tags, connect
+
+_FLOW_RUN = "consilium.prefect_flow_run"
 
 
 @dataclass(frozen=True)
@@ -28,26 +31,30 @@ def describe_software() -> dict[str, str]:
     return {name: version(name) for name in ("consilium", "mlflow", "numpy", "torch")}
 
 
-def open_study(target: TrackingTarget, plan: StudyPlan, software: Mapping[str, str]) -> StudyRun:
+def open_study(target: TrackingTarget, plan: StudyPlan, software: Mapping[str, str], flow_run: str = "") -> StudyRun:
     """Opens the study's experiment and parent run, creating what does not exist yet.
 
     Args:
         target: The MLflow backend.
         plan: The study plan; public, logged whole.
         software: Package name to version, e.g. from `describe_software`.
+        flow_run: Address of the study's page in Prefect; empty where there is none.
     """
     client = connect(target)
     experiment_id = _open_experiment(client, target, plan)
+    if target.artifact_uri:
+        _hide_default_experiment(client)
     run_id = find_run(client, experiment_id, f"tags.`consilium.level` = 'study' and {_is_study(plan)}")
     if run_id is None:
         run = client.create_run(
-            experiment_id, run_name=f"study {plan.study[:12]}", tags={**_study_tags(plan), **_software_tags(software)}
+            experiment_id, run_name=study_name(plan.study), tags={**_study_tags(plan), **_software_tags(software)}
         )
         run_id = str(run.info.run_id)
     else:
         # A resumed study continues its finished or interrupted run.
         client.update_run(run_id, status="RUNNING")
     client.log_batch(run_id, params=_parameters(plan), synchronous=True)
+    describe_run(client, run_id, plan, "Not released yet.", flow_run)
     client.log_text(run_id, canonical_bytes(plan).decode(), "plan.json")
     client.log_text(run_id, canonical_bytes(plan.contract).decode(), "contract.json")
     return StudyRun(plan.study, experiment_id, run_id)
@@ -57,7 +64,7 @@ def close_study(target: TrackingTarget, run: StudyRun, complete: bool, reason: s
     """Ends the parent run: FINISHED if every planned round was opened, KILLED with the reason as a tag otherwise."""
     client = connect(target)
     client.set_tag(run.run_id, "consilium.complete", "yes" if complete else "no")
-    client.set_tag(run.run_id, "consilium.end_reason", reason)
+    client.set_tag(run.run_id, "consilium.end_reason", reason or "every planned round was opened")
     client.set_terminated(run.run_id, status="FINISHED" if complete else "KILLED")
 
 
@@ -67,12 +74,24 @@ def find_run(client: Any, experiment_id: str, condition: str) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
+def describe_run(client: Any, run_id: str, plan: StudyPlan, result: str, flow_run: str = "") -> None:
+    """Sets the parent run's description: what came out first, because MLflow folds the rest.
+
+    Args:
+        result: What was released (Markdown).
+        flow_run: Address of the study's page in Prefect; empty leaves the one that is there.
+    """
+    if flow_run:
+        client.set_tag(run_id, _FLOW_RUN, flow_run)
+    address = client.get_run(run_id).data.tags.get(_FLOW_RUN)
+    link = f"\n\n[The study's flow run in Prefect]({address})" if address else ""
+    client.set_tag(run_id, "mlflow.note.content", f"{result}{link}\n\n{describe_plan(plan)}")
+
+
 def describe_plan(plan: StudyPlan) -> str:
     """Returns the plan in words (Markdown), from public constants only."""
     mechanism, budget, numbers = plan.mechanism, plan.budget, plan.threshold
     lines = [
-        f"**{plan.title}**",
-        "",
         plan.purpose,
         "",
         f"- Study id (plan digest): `{plan.study}`",
@@ -104,6 +123,13 @@ def _open_experiment(client: Any, target: TrackingTarget, plan: StudyPlan) -> st
     return str(client.create_experiment(name, artifact_location=location, tags=tags))
 
 
+def _hide_default_experiment(client: Any) -> None:
+    """Deletes MLflow's own empty "Default" experiment from a database that is ours alone."""
+    default = client.get_experiment("0")
+    if default.lifecycle_stage == "active" and not client.search_runs(["0"], max_results=1):
+        client.delete_experiment("0")
+
+
 def _is_study(plan: StudyPlan) -> str:
     return f"tags.`consilium.study` = '{plan.study}'"
 
@@ -118,7 +144,6 @@ def _study_tags(plan: StudyPlan) -> dict[str, str]:
         "consilium.delta": plan.budget.delta,
         "consilium.participants": ", ".join(site.name for site in plan.sites),
         "consilium.threshold": describe(plan.threshold),
-        "mlflow.note.content": describe_plan(plan),
     }
 
 

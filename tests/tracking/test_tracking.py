@@ -70,7 +70,7 @@ def test_a_round_recorded_twice_appears_once(target: TrackingTarget, plan: Study
     assert record_round(target, run, plan, facts, weights) == child
     client = connect(target)
     assert [c.info.run_id for c in _children(client, run)] == [child]
-    assert len(client.get_metric_history(run.run_id, "epsilon_collusion_max")) == 1
+    assert len(client.get_metric_history(run.run_id, "epsilon/collusion_max")) == 1
     assert len(client.search_logged_models([run.experiment_id], filter_string="name = 'round-0001'")) == 1
 
 
@@ -83,8 +83,8 @@ def test_a_round_interrupted_while_recorded_is_completed_without_a_second_point(
     client.update_run(child, status="RUNNING")
     assert record_round(target, run, plan, facts, weights) == child
     assert client.get_run(child).info.status == "FINISHED"
-    assert len(client.get_metric_history(child, "step_norm")) == 1
-    assert len(client.get_metric_history(run.run_id, "step_norm")) <= 2
+    assert len(client.get_metric_history(child, "model/step_norm")) == 1
+    assert len(client.get_metric_history(run.run_id, "model/step_norm")) <= 2
 
 
 def test_a_round_shows_epsilon_of_every_site_in_both_readings(
@@ -93,12 +93,43 @@ def test_a_round_shows_epsilon_of_every_site_in_both_readings(
     facts, weights = train_facts(plan)
     metrics = connect(target).get_run(record_round(target, run, plan, facts, weights)).data.metrics
     assert {f"epsilon_collusion/{site}" for site in SITES} <= set(metrics)
-    assert metrics["epsilon_collusion_max"] == 1.25
-    assert metrics["epsilon_outsider_max"] == 0.5
+    assert metrics["epsilon/collusion_max"] == 1.25
+    assert metrics["epsilon/outsider_max"] == 0.5
     assert metrics["seconds/collect"] == 1.5
     before = initial_state(plan)
     after, _ = step(plan, before)
-    assert metrics["distance_from_last"] == pytest.approx(float(np.linalg.norm(after.weights - before.weights)))
+    assert metrics["model/distance_from_last"] == pytest.approx(float(np.linalg.norm(after.weights - before.weights)))
+
+
+def test_an_evaluation_adds_nothing_to_the_curves_of_training(target: TrackingTarget) -> None:
+    plan = make_plan(nonce="33")
+    run = open_study(target, plan, {})
+    facts = replace(train_facts(plan, 3)[0], kind="evaluate", metrics={"auc": 0.9, "auc_low": 0.8, "auc_high": 0.95})
+    child = connect(target).get_run(record_round(target, run, plan, facts))
+    assert child.info.run_name == "evaluation"
+    assert child.data.metrics["evaluation/auc"] == 0.9
+    assert child.data.metrics["evaluation_epsilon/collusion_max"] == 1.25
+    names = set(connect(target).get_run(run.run_id).data.metrics)
+    assert names == {"round/bytes_up", "round/bytes_down", "round/participants"}
+
+
+def test_a_round_says_in_words_who_took_part_and_where_its_flow_run_is(target: TrackingTarget) -> None:
+    plan = make_plan(nonce="44")
+    run = open_study(target, plan, {}, "http://127.0.0.1:4200/runs/flow-run/1")
+    facts, weights = train_facts(plan)
+    child = record_round(target, run, plan, replace(facts, flow_run="http://127.0.0.1:4200/runs/flow-run/2"), weights)
+    note = connect(target).get_run(child).data.tags["mlflow.note.content"]
+    assert "3 of 4 sites in the opened sum; not in it: west (silent)" in note
+    assert "1.25 under collusion, 0.5 against outsiders, of 3 at δ = 1e-5" in note
+    assert "](http://127.0.0.1:4200/runs/flow-run/2)" in note
+    assert [output.model_id for output in connect(target).get_run(child).outputs.model_outputs]
+    note = connect(target).get_run(run.run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("Not released yet.")
+    assert "](http://127.0.0.1:4200/runs/flow-run/1)" in note
+
+
+def test_only_the_study_is_among_the_experiments(target: TrackingTarget, run: StudyRun) -> None:
+    assert "Default" not in {experiment.name for experiment in connect(target).search_experiments()}
 
 
 def test_a_metric_outside_the_allow_list_is_refused_and_leaves_no_run(
@@ -141,6 +172,12 @@ def test_a_release_is_registered_once_with_its_tags_and_alias(
     assert found.tags["consilium.epsilon_collusion"] == "2.5"
     assert found.tags["consilium.ledger.east"] == f"3:{'ee' * 32}"
     assert found.tags["consilium.auc"] == "0.951000"
+    assert "AUC 0.951 on held-out patients, 95 % interval 0.911 to 0.981" in found.description
+    assert "ε = 2.5 under the plan's collusion and 0.5 against outsiders, of 3" in found.description
+    note = client.get_run(run.run_id).data.tags["mlflow.note.content"]
+    assert note.startswith(f"**Released as `{model_name(plan)}` version 1**, alias `candidate`.")
+    model = client.get_logged_model(found.source.removeprefix("models:/"))
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": model_name(plan), "version": found.version}]
     history = client.get_metric_history(run.run_id, "released/auc")
     assert [point.value for point in history] == [0.951]
 
