@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_NUM_THREADS ?= 1
 export DO_NOT_TRACK := true
 
-.PHONY: demo ui test test-long bench lint format clean help
+.PHONY: demo ui test test-long fuzz bench lint format clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -30,6 +30,10 @@ test: lint
 
 test-long: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "long" --timeout 7200 $(PYTEST_ARGS)
+
+# More than 100,000 mutated messages; the test command tries a few thousand.
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/secure_sum/test_fuzz.py --hypothesis-profile fuzz --timeout 7200 $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.bench $(SIZES)

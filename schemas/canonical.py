@@ -84,9 +84,17 @@ def parse_canonical(model: type[M], data: bytes, what: str) -> M:
     except ValidationError as error:
         fields = sorted({".".join(str(p) for p in item["loc"]) or "(root)" for item in error.errors()})
         raise EvidenceError("malformed", f"{what} does not have the expected fields: {', '.join(fields)}.") from None
-    if canonical_bytes(value) != data:
+    if not is_canonical(value, data):
         raise EvidenceError("not-canonical", f"{what} is not in canonical form.")
     return value
+
+
+def is_canonical(value: Strict | dict[str, Any] | list[Any], data: bytes) -> bool:
+    """Tells whether `data` is the canonical encoding of `value`; a value that has none, such as 2**53, is nothing's."""
+    try:
+        return canonical_bytes(value) == data
+    except (rfc8785.CanonicalizationError, RecursionError):
+        return False
 
 
 def parse_json(data: bytes, what: str) -> Any:

@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import Field
 
-from schemas.canonical import Digest, HexKey, Strict, canonical_bytes, parse_canonical, sha256_hex
+from schemas.canonical import Digest, HexKey, Strict, canonical_bytes, is_canonical, parse_canonical, sha256_hex
 from schemas.errors import EvidenceError, PeerError
 
 PAYLOAD_TYPE: Literal["application/vnd.in-toto+json"] = "application/vnd.in-toto+json"
@@ -38,7 +38,7 @@ class Envelope(Strict):
 
 class Subject(Strict):
     name: str
-    digest: dict[Literal["sha256"], Digest]
+    digest: dict[Literal["sha256"], Digest] = Field(min_length=1)
 
 
 class Statement(Strict):
@@ -143,9 +143,9 @@ def _parse_statement(payload: bytes, what: str) -> Statement:
     try:
         plain = json.loads(payload)
         statement = Statement.model_validate_json(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise EvidenceError("malformed", f"{what} does not hold an in-toto statement.") from None
-    if canonical_bytes(plain) != payload:
+    if not is_canonical(plain, payload):
         raise EvidenceError("not-canonical", f"{what} does not hold a canonical payload.")
     return statement
 
