@@ -55,7 +55,7 @@ def test_each_rule_is_named_with_its_figures_and_the_nearest_plan(change: dict[s
 
 
 def test_too_few_sites_are_told_to_add_sites() -> None:
-    with pytest.raises(PlanError, match="Expected at least 4 sites, got 3. Add sites."):
+    with pytest.raises(PlanError, match=r"Expected at least 4 sites, got 3\. Add sites\."):
         default_threshold(3)
     with pytest.raises(PlanError, match="Add sites: no numbers hold"):
         verify_numbers_fit(FIVE, 2, 2)
