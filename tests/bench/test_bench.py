@@ -3,13 +3,33 @@
 import io
 from pathlib import Path
 
+import numpy as np
+import pytest
 from rich.console import Console
 
-from tests.bench.__main__ import measure_sum, measure_tenseal, render
+from tests.bench.__main__ import measure_sum, measure_tenseal, pieces_of, render, verify_exact
+from tests.bench.measure import measure
 
 
 def test_the_bench_prints_costs_and_ratios_of_an_exact_sum(tmp_path: Path) -> None:
     out = io.StringIO()
-    render([(measure_sum(30, tmp_path), measure_tenseal(30))], Console(file=out, width=120))
-    assert "Ratio to plain TenSEAL" in out.getvalue()
-    assert "30 │" in out.getvalue()
+    render([(measure_sum(30, tmp_path), measure_tenseal(30))], Console(file=out, width=160))
+    for text in ("TenSEAL CPU s", "peak MiB", "share bytes", "|           30 | contribute | site"):
+        assert text in out.getvalue()
+
+
+def test_a_sum_that_is_not_exact_ends_the_bench(tmp_path: Path) -> None:
+    sites = ("site-00", "site-01")
+    opened = sum(np.concatenate(list(pieces_of(site, 40))) for site in sites)
+    opened.tofile(tmp_path / "opened")
+    verify_exact(tmp_path / "opened", 40, sites)
+    opened[39] += 1
+    opened.tofile(tmp_path / "opened")
+    with pytest.raises(SystemExit, match="is not exact"):
+        verify_exact(tmp_path / "opened", 40, sites)
+
+
+def test_a_step_is_charged_for_its_own_memory() -> None:
+    _, small = measure(lambda: None)
+    size, large = measure(lambda: np.ones(50_000_000 // 8).size * 8)
+    assert large.peak_bytes - small.peak_bytes > 0.9 * size
