@@ -26,6 +26,7 @@ from schemas.ledger import Body, LedgerEntry
 FIRST_PREVIOUS = "0" * 64
 # RFC 8785 and json.dumps agree on our nouns (ASCII keys, no floats) while integers stay below 2**53.
 _LONG_NUMBER = re.compile(rb"[\[:,]-?[0-9]{16}")
+_FIELD = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
 class _EntryStatement(Strict):
@@ -117,11 +118,19 @@ def _parse_statement(payload: bytes) -> _EntryStatement:
             "predicate": statement.predicate.model_dump(mode="json"),
         }
         same = _encode(plain, payload) == payload
-    except (ValidationError, UnicodeEncodeError):
+    except ValidationError as error:
+        raise EvidenceError("malformed", f"it does not hold a ledger entry known here: {_places(error)}.") from None
+    except UnicodeEncodeError:
         raise EvidenceError("malformed", "it does not hold a ledger entry.") from None
     if not same or "sha256" not in statement.subject[0].digest:
         raise EvidenceError("not-canonical", "it does not hold a canonical statement about one study.")
     return statement
+
+
+def _places(error: ValidationError) -> str:
+    """Names the fields that do not fit, never a value; a name that no schema of ours could have is left out."""
+    places = {".".join(str(p) for p in item["loc"] if _FIELD.fullmatch(str(p))) for item in error.errors()}
+    return ", ".join(sorted(places)[:5]) or "(the whole)"
 
 
 def _encode(plain: dict[str, Any], expected: bytes) -> bytes:
