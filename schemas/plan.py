@@ -85,7 +85,7 @@ class MechanismSpec(Strict):
 class OptimizerSpec(Strict):
     """Server step: the opened sum is divided by the public `divisor` and fed to the optimizer."""
 
-    kind: Literal["sgd", "momentum", "adam"]
+    kind: Literal["sgd", "momentum", "adam", "yogi"]
     learning_rate: Decimal
     divisor: Decimal
     momentum: Decimal = "0"

@@ -33,8 +33,8 @@ class ModelState:
         study: Plan digest; a state belongs to one study.
         steps: Number of steps applied.
         weights: float64 (P,), flat in the order of `schemas.plan.layer_shapes`.
-        first: float64 (P,) momentum or Adam's first moment; (0,) for plain SGD.
-        second: float64 (P,) Adam's second moment; (0,) otherwise.
+        first: float64 (P,) momentum, or first moment of Adam and Yogi; (0,) for plain SGD.
+        second: float64 (P,) second moment of Adam and Yogi; (0,) otherwise.
         beta1_power, beta2_power: Running products beta**steps (powers are not bit-exact everywhere).
     """
 
@@ -59,8 +59,10 @@ def initial_state(plan: StudyPlan) -> ModelState:
     _verify_optimizer(plan.optimizer)
     size = update_length(plan)
     weights = np.zeros(size) if plan.model.kind == "logistic" else _derive_mlp_weights(plan)
-    first = np.zeros(size if plan.optimizer.kind in ("momentum", "adam") else 0)
-    second = np.zeros(size if plan.optimizer.kind == "adam" else 0)
+    spec = plan.optimizer
+    first = np.zeros(size if spec.kind in ("momentum", "adam", "yogi") else 0)
+    start = float(spec.epsilon) * float(spec.epsilon) if spec.kind == "yogi" else 0.0
+    second = np.full(size if spec.kind in ("adam", "yogi") else 0, start)
     return ModelState(plan.study, 0, weights, first, second, 1.0, 1.0)
 
 
@@ -77,7 +79,7 @@ def decode_sum(plan: StudyPlan, opened_sum: IntVector) -> FloatVector:
 
 
 def apply_step(plan: StudyPlan, state: ModelState, opened_sum: IntVector) -> ModelState:
-    """Applies one server step: g = decoded / divisor + weight_decay * w, then SGD, momentum or Adam.
+    """Applies one server step: g = decoded / divisor + weight_decay * w, then SGD, momentum, Adam or Yogi.
 
     Args:
         plan: The study's plan.
@@ -94,7 +96,7 @@ def apply_step(plan: StudyPlan, state: ModelState, opened_sum: IntVector) -> Mod
     with np.errstate(over="ignore", invalid="ignore"):  # Checked below.
         gradient = decode_sum(plan, opened_sum) / float(spec.divisor)
         gradient = gradient + float(spec.weight_decay) * state.weights
-        after = {"sgd": _sgd, "momentum": _momentum, "adam": _adam}[spec.kind](spec, state, gradient)
+        after = _STEPS[spec.kind](spec, state, gradient)
     if not bool(np.isfinite(after.weights).all()):
         raise PlanError("step-diverged", "A weight is no longer finite.", "Lower the plan's learning rate.")
     return after
@@ -177,6 +179,19 @@ def _adam(spec: OptimizerSpec, state: ModelState, gradient: FloatVector) -> Mode
     scale = np.sqrt(second / (1.0 - power2)) + float(spec.epsilon)
     weights = state.weights - float(spec.learning_rate) * ((first / (1.0 - power1)) / scale)
     return ModelState(state.study, state.steps + 1, weights, first, second, power1, power2)
+
+
+def _yogi(spec: OptimizerSpec, state: ModelState, gradient: FloatVector) -> ModelState:
+    """FedYogi (Reddi et al., arXiv 2003.00295, algorithm 2): no bias correction, second moment from epsilon**2."""
+    beta1, beta2 = float(spec.beta1), float(spec.beta2)
+    square = gradient * gradient
+    first = beta1 * state.first + (1.0 - beta1) * gradient
+    second = state.second - ((1.0 - beta2) * square) * np.sign(state.second - square)
+    weights = state.weights - float(spec.learning_rate) * (first / (np.sqrt(second) + float(spec.epsilon)))
+    return ModelState(state.study, state.steps + 1, weights, first, second, 1.0, 1.0)
+
+
+_STEPS = {"sgd": _sgd, "momentum": _momentum, "adam": _adam, "yogi": _yogi}
 
 
 def _derive_mlp_weights(plan: StudyPlan) -> FloatVector:

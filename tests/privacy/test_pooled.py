@@ -27,6 +27,7 @@ OPTIMIZERS = {
     "sgd": OptimizerSpec(kind="sgd", learning_rate="0.5", divisor="60"),
     "momentum": OptimizerSpec(kind="momentum", learning_rate="0.2", divisor="60", momentum="0.9"),
     "adam": OptimizerSpec(kind="adam", learning_rate="0.05", divisor="60"),
+    "yogi": OptimizerSpec(kind="yogi", learning_rate="0.05", divisor="60", beta2="0.99", epsilon="1e-3"),
 }
 # Unequal sites on purpose: a mean over sites would differ, a sum over patients does not.
 SITES = tuple(make_cohort(n, seed=n) for n in (3, 11, 0, 40, 26))

@@ -30,6 +30,7 @@ from tests.training.plans import make_plan
 SGD = OptimizerSpec(kind="sgd", learning_rate="0.5", divisor="300", weight_decay="0.01")
 MOMENTUM = OptimizerSpec(kind="momentum", learning_rate="0.5", divisor="300", momentum="0.9")
 ADAM = OptimizerSpec(kind="adam", learning_rate="0.05", divisor="300")
+YOGI = OptimizerSpec(kind="yogi", learning_rate="0.05", divisor="300", beta2="0.99", epsilon="1e-3")
 sums = st.lists(st.integers(-(2**40), 2**40), min_size=4, max_size=4).map(lambda v: np.array(v, dtype=np.int64))
 
 
@@ -40,7 +41,7 @@ def run(plan, steps):
     return state
 
 
-@pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM], ids=lambda o: o.kind)
+@pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM, YOGI], ids=lambda o: o.kind)
 @settings(max_examples=25, deadline=None)
 @given(steps=st.lists(sums, min_size=1, max_size=4))
 def test_vector_step_equals_scalar_python_arithmetic_bit_for_bit(optimizer, steps):
@@ -55,7 +56,8 @@ def scalar_reference(plan, values):
     lr, div, wd = float(spec.learning_rate), float(spec.divisor), float(spec.weight_decay)
     b1, b2, eps, mu = float(spec.beta1), float(spec.beta2), float(spec.epsilon), float(spec.momentum)
     unit = float(plan.mechanism.clip_norm) / 2.0**plan.mechanism.scale_bits
-    w = m = v = 0.0
+    w = m = 0.0
+    v = eps * eps if spec.kind == "yogi" else 0.0
     p1 = p2 = 1.0
     for value in values:
         g = float(value) * unit / div
@@ -65,12 +67,26 @@ def scalar_reference(plan, values):
         elif spec.kind == "momentum":
             m = mu * m + g
             w = w - lr * m
+        elif spec.kind == "yogi":
+            m = b1 * m + (1.0 - b1) * g
+            v = v - ((1.0 - b2) * (g * g)) * float((v > g * g) - (v < g * g))
+            w = w - lr * (m / (float(np.sqrt(v)) + eps))
         else:
             p1, p2 = p1 * b1, p2 * b2
             m = b1 * m + (1.0 - b1) * g
             v = b2 * v + (1.0 - b2) * (g * g)
             w = w - lr * ((m / (1.0 - p1)) / (float(np.sqrt(v / (1.0 - p2))) + eps))
     return w
+
+
+def test_yogis_second_moment_moves_by_the_gradients_square_and_adams_by_their_difference():
+    """What Yogi is for: after large gradients, small ones let Adam's step grow at once and Yogi's only slowly."""
+    large, small = np.full(4, 1 << 26, dtype=np.int64), np.full(4, 1 << 10, dtype=np.int64)
+    steps = [large] * 5 + [small] * 200
+    yogi, adam = (run(make_plan(optimizer=o), steps).second for o in (YOGI, ADAM.model_copy(update={"beta2": "0.99"})))
+    peak = run(make_plan(optimizer=YOGI), steps[:5]).second
+    assert (yogi > 0.999 * peak).all()
+    assert (adam < 0.2 * peak).all()
 
 
 def test_sgd_step_is_the_exact_rational_step_to_rounding():
@@ -80,7 +96,7 @@ def test_sgd_step_is_the_exact_rational_step_to_rounding():
     assert np.allclose(run(plan, [opened]).weights, [float(e) for e in exact], rtol=1e-15, atol=0)
 
 
-@pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM], ids=lambda o: o.kind)
+@pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM, YOGI], ids=lambda o: o.kind)
 def test_state_survives_its_bytes_and_continues_identically(optimizer):
     plan = make_plan(optimizer=optimizer)
     first, second = np.array([5, -6, 7, 1 << 30], dtype=np.int64), np.array([1, 2, 3, 4], dtype=np.int64)
@@ -180,10 +196,11 @@ FROZEN = {
     "sgd": "15d68402242b19b4a8c4983cb4150b713b524b918aaaf190268cdcfa3dbc6a3f",
     "momentum": "ff766195ad66223b7416f50008868c36d7522c2d8c9ddc47ada006100ebb0649",
     "adam": "fb5513aebc106114f55d51e4fb6be662dc95cf9a6660cebe701060dfc5771d4d",
+    "yogi": "5fa2efb9cd091b072de3ed6e16693e79438fb689d1913ee412538bebfce19c63",
 }
 
 
-@pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM], ids=lambda o: o.kind)
+@pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM, YOGI], ids=lambda o: o.kind)
 def test_frozen_vector_of_three_steps(optimizer):
     """Never edited, only added to: another machine or numpy must reach the same bits."""
     plan = make_plan(optimizer=optimizer)
