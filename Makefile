@@ -8,13 +8,16 @@ PIP_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+STUDY_ARGS ?=
+DATA_DIR ?= data
+OUT_DIR ?= out
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 export OMP_NUM_THREADS ?= 1
 export DO_NOT_TRACK := true
 
-.PHONY: demo ui test test-long fuzz bench lint format clean help
+.PHONY: demo ui test test-long study-heart fuzz bench lint format clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -34,6 +37,10 @@ test-long: $(VENV)/.installed-test
 # More than 100,000 mutated messages; the test command tries a few thousand.
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/secure_sum/test_fuzz.py --hypothesis-profile fuzz --timeout 7200 $(PYTEST_ARGS)
+
+# Accuracy on many public splits with real encryption; DATA_DIR names the folder of the original files.
+study-heart: study-%: $(VENV)/.installed-test
+	$(BIN)/consilium study run $* --data-dir "$(DATA_DIR)" --out "$(OUT_DIR)/$*" --resume $(STUDY_ARGS)
 
 # 30 to 25,000,000 coefficients; BENCH_ARGS="1000000 --processes 4" measures one size on four cores.
 bench: $(VENV)/.installed-test

@@ -33,6 +33,7 @@ __all__ = [
     "exact_held_out_auc",
     "load_site_tables",
     "read_cohorts",
+    "simulated_aucs",
     "write_site_tables",
 ]
 
@@ -194,6 +195,21 @@ def central_dp_auc(
 
     Same plan, same clipped integer sums, same server step; the noise is one share of exactly sigma * C.
     """
+    return float(np.mean(simulated_aucs(plan, cohorts, 1, repeats, stream_factory)))
+
+
+def simulated_aucs(
+    plan: StudyPlan,
+    cohorts: Sequence[Cohort],
+    noise_shares: int,
+    repeats: int,
+    stream_factory: Callable[[], NoiseStream] = os_noise_stream,
+) -> list[float]:
+    """Trains on pooled rows with the plan's clipped integer sums and server step; returns the exact AUC per training.
+
+    Args:
+        noise_shares: Independent shares of sigma * C each: 1 is a trusted party, one per site is full local noise.
+    """
     from tasks.contract.encoder import pool_cohorts
     from tasks.privacy.mechanism import training_mechanism
     from tasks.server_step import apply_step, initial_state, released_weights
@@ -207,9 +223,12 @@ def central_dp_auc(
         state = initial_state(plan)
         for _ in range(plan.mechanism.rounds):
             total = train_sum(plan, pooled, state.weights, mechanism.sensitivity)
-            state = apply_step(plan, state, mechanism.add_noise(total, stream))
+            shares = replace(mechanism, dimension=total.size * noise_shares).add_noise(
+                np.zeros(total.size * noise_shares, dtype=np.int64), stream
+            )
+            state = apply_step(plan, state, total + shares.reshape(noise_shares, total.size).sum(axis=0))
         found.append(exact_held_out_auc(plan, cohorts, released_weights(state)))
-    return float(np.mean(found))
+    return found
 
 
 def _learning_rate(rounds: int) -> str:

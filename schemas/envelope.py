@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from cryptography.exceptions import InvalidSignature
@@ -93,6 +94,14 @@ def open_envelope(model: type[P], data: bytes, study: str, key_hex: str, sender:
     Raises:
         PeerError: `bad-signature`, `wrong-statement` or `malformed`, naming `sender`.
     """
+    opened: P = _open_verified(model, data, study, key_hex, sender)
+    return opened
+
+
+# Whether bytes verify under a pinned key is a function of these arguments alone, and a predicate is frozen: what was
+# verified once in this process needs no second look. Refusals are never remembered.
+@lru_cache(maxsize=1024)
+def _open_verified(model: type[P], data: bytes, study: str, key_hex: str, sender: str) -> P:
     what = f"a {model.__name__} from {sender}"
     try:
         envelope = parse_canonical(Envelope, data, what)

@@ -92,14 +92,12 @@ class Contributing:
             SiteDataError: naming rules, columns and the remedy, never a value; `cohort-size` if more patients are
                 there than the declared size covers.
         """
-        from site_agents.cohort.reader import count_patients, read_table
-        from tasks.contract.suite import verify_table
+        from site_agents.cohort.checking import check_cohort
 
         plan = self.work.plan
-        table = read_table(self.work.context.data, plan.contract)
-        verdict = verify_table(plan.contract, table)
-        verify_cohort_size(plan, self.work.context.name, count_patients(plan.contract, table))
-        return verdict
+        checked = check_cohort(self.work.context.data, plan.contract)
+        verify_cohort_size(plan, self.work.context.name, checked.patients)
+        return checked.verdict
 
     def reserve(self) -> None:
         """Charges the round's mechanism before data is touched; a replay charges nothing.

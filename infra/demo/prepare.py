@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ def prepare_study(options: DemoOptions, workdir: Workdir) -> tuple[StudyPlan, De
         PlanError: the numbers asked for do not fit together.
         OperationError, SiteDataError: the data folder is wrong, or the workdir cannot be written.
     """
-    from infra.datasets import demo_plan_parts, load_site_tables, write_site_tables
+    from infra.datasets import demo_plan_parts, load_site_tables
 
     # Everything that can be refused is asked before anything is written.
     tables = load_site_tables(options.data, options.sites, options.data_dir)
@@ -54,13 +55,52 @@ def prepare_study(options: DemoOptions, workdir: Workdir) -> tuple[StudyPlan, De
 
     state = _new_state(asked)
     workdir.write_state(state)
+    purpose = f"Demonstration on real patients' data ({asked.data}) of training without pooling rows."
+    plan = prepare_parties(workdir, tables, parts, numbers, TITLES[asked.data], purpose)
+    return plan, state.model_copy(update={"stage": "running", "study": plan.study})
+
+
+def prepare_parties(
+    workdir: Workdir,
+    tables: tuple[SiteTable, ...],
+    parts: PlanParts,
+    numbers: Threshold,
+    title: str,
+    purpose: str,
+    key_holders: Collection[str] | None = None,
+) -> StudyPlan:
+    """Makes everybody's home, keys and table, writes the plan and lets every party read and sign it.
+
+    Args:
+        key_holders: Names of the sites that hold a share of the key; all of them by default.
+
+    Raises:
+        PlanError: the numbers do not fit together.
+        OperationError: the workdir cannot be written.
+    """
+    from infra.datasets import write_site_tables
+
     identities = {name: _make_home(name, home) for name, home in _homes(workdir, tables)}
     write_site_tables(tables, workdir.site)
     for folder in (workdir.store, workdir.logs):
         folder.mkdir(mode=0o700)
-    plan = _write_plan(asked, parts, numbers, tables, identities)
+    holders = {t.site for t in tables} if key_holders is None else set(key_holders)
+    plan = StudyPlan(
+        title=title,
+        purpose=purpose,
+        nonce=secrets.token_hex(32),
+        coordinator=CoordinatorEntry(name=COORDINATOR, identity_key=identities[COORDINATOR].identity_key),
+        sites=_site_entries(tables, identities, holders),
+        threshold=numbers,
+        contract=parts.contract,
+        model=parts.model,
+        mechanism=parts.mechanism,
+        optimizer=parts.optimizer,
+        budget=parts.budget,
+        evaluation=parts.evaluation,
+    )
     _sign_plan(plan, identities, workdir)
-    return plan, state.model_copy(update={"stage": "running", "study": plan.study})
+    return plan
 
 
 def choose_threshold(sites: int, t: int | None) -> Threshold:
@@ -140,35 +180,18 @@ def _new_state(asked: DemoOptions) -> DemoState:
     )
 
 
-def _write_plan(
-    asked: DemoOptions,
-    parts: PlanParts,
-    numbers: Threshold,
-    tables: tuple[SiteTable, ...],
-    identities: dict[str, Identity],
-) -> StudyPlan:
-    sites = tuple(
+def _site_entries(
+    tables: tuple[SiteTable, ...], identities: dict[str, Identity], holders: set[str]
+) -> tuple[SiteEntry, ...]:
+    return tuple(
         SiteEntry(
             name=t.site,
             identity_key=identities[t.site].identity_key,
             hpke_key=identities[t.site].hpke_key,
             declared_patients=t.declared_patients,
+            key_holder=t.site in holders,
         )
         for t in sorted(tables, key=lambda table: table.site)
-    )
-    return StudyPlan(
-        title=TITLES[asked.data],
-        purpose=f"Demonstration on real patients' data ({asked.data}) of training without pooling rows.",
-        nonce=secrets.token_hex(32),
-        coordinator=CoordinatorEntry(name=COORDINATOR, identity_key=identities[COORDINATOR].identity_key),
-        sites=sites,
-        threshold=numbers,
-        contract=parts.contract,
-        model=parts.model,
-        mechanism=parts.mechanism,
-        optimizer=parts.optimizer,
-        budget=parts.budget,
-        evaluation=parts.evaluation,
     )
 
 

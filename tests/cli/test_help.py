@@ -16,6 +16,7 @@ COMMANDS = [
     ["coordinator", "run"],
     ["audit", "verify"],
     ["plan", "check"],
+    ["study", "run"],
     ["ui"],
 ]
 HEAVY = {"torch", "opacus", "tenseal", "prefect", "mlflow", "great_expectations", "pyarrow", "pandas", "matplotlib"}

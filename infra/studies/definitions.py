@@ -1,0 +1,81 @@
+"""The accuracy studies: which data, which numbers, how many runs, and what they are measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from schemas.errors import OperationError
+from schemas.threshold import Threshold, default_threshold
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the mean over all seeds of one epsilon is held against.
+
+    Attributes:
+        difference: Least mean paired difference of exact held-out AUC to central DP on the same splits.
+        auc: Least mean AUC.
+        auc_required: Whether missing `auc` fails the study; otherwise it is aimed at.
+    """
+
+    difference: float
+    auc: float
+    auc_required: bool
+
+
+@dataclass(frozen=True)
+class StudyDefinition:
+    """One accuracy study.
+
+    Attributes:
+        data: Name in `infra.datasets`.
+        rounds: Encrypted training rounds; the evaluation is one more.
+        threshold: The plan's numbers.
+        committee: How many sites hold a share of the key: the first in name order; all if None.
+        targets: Epsilon, as in the plan -> target.
+    """
+
+    name: str
+    title: str
+    purpose: str
+    data: str
+    rounds: int
+    delta: str
+    threshold: Threshold
+    committee: int | None
+    targets: Mapping[str, Target]
+
+    @property
+    def most_rounds(self) -> int:
+        """Largest number of encrypted rounds that the study may take, evaluation included."""
+        return 20
+
+
+STUDIES: Mapping[str, StudyDefinition] = {
+    "heart": StudyDefinition(
+        name="heart",
+        title="Is a coronary artery narrowed?",
+        purpose="Accuracy under encryption and local noise shares, beside a trusted party with all rows.",
+        data="uci-heart",
+        rounds=10,
+        delta="1e-5",
+        threshold=default_threshold(4),
+        committee=None,
+        targets={
+            "1": Target(difference=-0.006, auc=0.88, auc_required=True),
+            "3": Target(difference=-0.006, auc=0.89, auc_required=True),
+        },
+    ),
+}
+
+
+def find_study(name: str) -> StudyDefinition:
+    """Returns the study called `name`.
+
+    Raises:
+        OperationError: `unknown-study`.
+    """
+    if name not in STUDIES:
+        raise OperationError("unknown-study", f"Expected one of {', '.join(STUDIES)}.", "Choose a study.")
+    return STUDIES[name]
