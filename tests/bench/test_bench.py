@@ -9,11 +9,13 @@ from rich.console import Console
 
 from tests.bench.__main__ import measure_sum, measure_tenseal, pieces_of, render, verify_exact
 from tests.bench.measure import measure
+from tests.secure_sum.threshold_ckks import ThresholdCkksSum
 
 
 def test_the_bench_prints_costs_and_ratios_of_an_exact_sum(tmp_path: Path) -> None:
     out = io.StringIO()
-    render([(measure_sum(30, tmp_path), measure_tenseal(30))], Console(file=out, width=160))
+    ours = measure_sum(ThresholdCkksSum(5, 30, tmp_path), 30, tmp_path)
+    render([(ours, measure_tenseal(30))], Console(file=out, width=160))
     for text in ("TenSEAL CPU s", "peak MiB", "share bytes", "|           30 | contribute | site"):
         assert text in out.getvalue()
 
