@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from schemas.envelope import envelope_digest
 from schemas.errors import PeerError
 from site_agents.keystore import Keystore
-from tasks.secure_sum import record as record_rules
 from tasks.secure_sum import share as share_code
+from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.contribute import contribute
 from tasks.secure_sum.opening import _read_share, open_key
 from tasks.secure_sum.partial import combine_partials
-from tasks.secure_sum.record import add_key_ciphertexts, read_key_sum, verify_record
+from tasks.secure_sum.record import add_key_ciphertexts, read_key_sum
 from tasks.secure_sum.sampling import insecure_stream, sample_binomial
 from tests.secure_sum.rounds import LENGTH, SITES, copy_of, signing, values_of
 from tests.secure_sum.world import Round, make_context, shared_ceremony, sign
@@ -131,47 +133,52 @@ def test_a_forged_key_sum_opens_one_key_half_unless_holders_add_themselves(
             forged.verify_as(holder)
 
 
-def test_different_models_to_different_sites_do_not_meet_in_one_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def relu_update(model: int, patients: Any) -> Any:
+    """The gradient sum of one hidden unit: a patient counts if its features reach the unit's threshold."""
+    return patients[patients.sum(axis=1) > model].sum(axis=0)
+
+
+def test_a_dead_model_given_to_the_others_reads_one_site_unless_contributions_are_bound_to_their_instruction(
+    tmp_path: Path,
 ) -> None:
-    """A coordinator that gives one site another model could read that site out of the sum."""
-    ceremony = shared_ceremony(5)
-    told_others = Round(ceremony, make_context(ceremony, LENGTH), tmp_path)
-    told_victim = Round(ceremony, make_context(ceremony, LENGTH, model="99" * 32), tmp_path / "victim")
-    told_victim.folder.mkdir()
-    for site in SITES[:4]:
-        told_others.contribute(site, values_of(site, LENGTH))
-    told_victim.contribute("site-04", values_of("site-04", LENGTH))
-    envelopes = told_others.envelopes | told_victim.envelopes
+    """Everybody but the victim gets a model whose unit never fires: the others contribute zero."""
+    ceremony, live, dead = shared_ceremony(5), -(10**6), 10**9
+    patients = {site: np.random.default_rng(i).integers(-1000, 1000, (30, LENGTH)) for i, site in enumerate(SITES)}
+    honest = make_context(ceremony, LENGTH)
+    other = make_context(ceremony, LENGTH, model="99" * 32)
+    (tmp_path / "weak").mkdir()
+    (tmp_path / "real").mkdir()
 
-    def accept(context: Any, envelope: bytes, sender: str) -> Any:
-        source = told_victim if sender == "site-04" else told_others
-        return (
-            record_rules.open_envelope(
-                record_rules.Contribution, envelope, context.plan.study, context.plan.site(sender).identity_key, sender
-            )
-            and source.opened()[sender]
-        )
+    def attacked(folder: Path, told_victim: RoundContext) -> Round:
+        round_ = Round(ceremony, honest, folder)
+        for site in SITES[:4]:
+            round_.contribute(site, relu_update(dead, patients[site]))
+        victim = Round(ceremony, told_victim, folder)
+        victim.contribute("site-04", relu_update(live, patients["site-04"]))
+        round_.parts |= victim.parts
+        round_.envelopes |= victim.envelopes
+        return round_
 
-    told_others.propose()
-    record = told_others.record
-    assert record is not None
-    mixed = record.model_copy(
-        update={
-            "contributions": tuple((s, record_rules.envelope_digest(envelopes[s])) for s in SITES),
-            "dropped": (),
-        }
-    )
-    with monkeypatch.context() as weak:
-        weak.setattr(record_rules, "verify_contribution", accept)
-        assert set(record_rules.open_contributions(told_others.context, mixed, envelopes)) == set(SITES)
+    # Weakened: the digest that every header carries does not cover the model.
+    weak = attacked(tmp_path / "weak", replace(other, instruction_digest=honest.instruction_digest))
+    weak.propose()
+    weak.certify()
+    stolen = weak.open(weak.request(ACTIVE))
+    assert (stolen == patients["site-04"].sum(axis=0)).all()
+
+    real = attacked(tmp_path / "real", other)
+    with pytest.raises(PeerError, match="site-04: its contribution does not answer this instruction"):
+        real.propose()
+    listed = tuple((site, envelope_digest(real.envelopes[site])) for site in SITES)
+    assert weak.record is not None
+    real.record = weak.record.model_copy(update={"contributions": listed, "dropped": ()})
     for holder in SITES[:4]:
-        blobs = told_others.shamir_blobs(holder) | told_victim.shamir_blobs(holder)
-        keys = told_others.key_blobs() | told_victim.key_blobs()
         with pytest.raises(PeerError, match="site-04: its contribution does not answer this instruction"):
-            verify_record(
-                ceremony.secrets[holder], told_others.context, mixed, envelopes, keys, blobs, envelopes[holder]
-            )
+            real.verify_as(holder)
+    victim = Round(ceremony, other, tmp_path, record=real.record, envelopes=real.envelopes, parts=real.parts)
+    with pytest.raises(PeerError, match="coordinator: the record does not belong to this instruction"):
+        victim.verify_as("site-04")
+    assert real.certificate == victim.certificate == {}
 
 
 def test_summing_the_shares_that_arrived_would_open_another_set(

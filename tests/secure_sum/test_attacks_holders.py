@@ -26,8 +26,8 @@ from tests.secure_sum.attack_tools import (
     ACTIVE,
     full_round,
 )
-from tests.secure_sum.rounds import LENGTH, SITES, signing
-from tests.secure_sum.world import make_context, shared_ceremony
+from tests.secure_sum.rounds import SITES, signing
+from tests.secure_sum.world import shared_ceremony
 
 
 def test_a_rogue_key_takes_over_unless_shares_were_committed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,24 +145,6 @@ def test_averaging_re_sends_removes_the_smudging_only_if_it_is_drawn_afresh(monk
 
     assert float(np.abs(average(fresh=True)).mean()) < 2.0  # 37 / sqrt(400): the part without noise shows
     assert float(np.abs(average(fresh=False)).mean()) > 28.0  # unchanged: a uniform box of +-64
-
-
-def test_a_kept_noise_key_repeats_its_noise_only_if_labels_forget_the_epoch() -> None:
-    p = derive_parameters(shared_ceremony(5).plan)
-    noise = shared_ceremony(5).secrets["site-00"].keys.noise
-    same = derive_smudging(p, noise, ACTIVE, b"round 1")
-    assert (same == derive_smudging(p, noise, ACTIVE, b"round 1")).all()  # a label without sid* would cancel
-    one, two = (make_label(sid) for sid in ("11" * 32, "22" * 32))
-    assert (derive_smudging(p, noise, ACTIVE, one) != derive_smudging(p, noise, ACTIVE, two)).any()
-
-
-def make_label(sid_star: str) -> bytes:
-    from tasks.secure_sum.share import share_label
-
-    context = make_context(shared_ceremony(5), LENGTH)
-    instruction = context.instruction.model_copy(update={"sid_star": sid_star})
-    object.__setattr__(context, "instruction", instruction)
-    return share_label(context, "33" * 32)
 
 
 def test_the_self_test_is_no_decryption_oracle(tmp_path: Path) -> None:
