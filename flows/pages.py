@@ -54,7 +54,7 @@ async def show_round(plan: StudyPlan, facts: RoundFacts, codes: Mapping[str, str
         ArtifactCreate(
             key=f"rounds-{plan.study[:12]}",
             type="markdown",
-            description=f"{round_name(facts.kind, facts.round)} of {study_name(plan.study)}",
+            description=f"{round_name(facts.kind, facts.round)}: {_headline(plan, facts)}",
             data=describe_round(plan, facts, codes),
             flow_run_id=run.flow_run.id,
             task_run_id=task.task_run.id if task is not None else None,
@@ -88,7 +88,7 @@ class StudyPage:
         page = ArtifactCreate(
             key=study_name(self._plan.study).replace(" ", "-"),
             type="markdown",
-            description=study_name(self._plan.study),
+            description=f"{self._plan.title} {len(self._rounds)} rounds so far" if not result else self._plan.title,
             data=describe_study(self._plan, self._rounds.values(), result),
             flow_run_id=self._flow_run,
         )
@@ -123,6 +123,12 @@ def describe_study(plan: StudyPlan, rounds: Iterable[RoundFacts], result: str) -
     head = "| round | in the sum | dropped | largest ε under collusion | against outsiders | seconds |"
     table = f"{head}\n|---|---|---|---|---|---|\n{rows}"
     return "\n\n".join([f"# {plan.title}", result or "Not released yet.", table, "---", describe_plan(plan)])
+
+
+def _headline(plan: StudyPlan, facts: RoundFacts) -> str:
+    epsilon = max((float(report.collusion) for report in facts.epsilon), default=0.0)
+    sites = f"{len(facts.participants)} of {len(plan.contributors)} sites"
+    return f"{sites}, largest ε {epsilon:g} of {plan.budget.epsilon}"
 
 
 def _sites(facts: RoundFacts, codes: Mapping[str, str]) -> str:
@@ -168,7 +174,7 @@ async def _write(artifact: UUID | None, page: ArtifactCreate) -> UUID | None:
         async with get_client() as client:
             if artifact is None:
                 return (await client.create_artifact(page)).id
-            await client.update_artifact(artifact, ArtifactUpdate(data=page.data))
+            await client.update_artifact(artifact, ArtifactUpdate(data=page.data, description=page.description))
     except httpx.HTTPError as error:
         _log.warning("a page in Prefect could not be written (%s)", type(error).__name__)
     return artifact

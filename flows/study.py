@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import dataclass, field
 from typing import Literal
 
 from prefect import flow, tags
+from prefect.utilities.annotations import quote
 
 from flows.ceremony import run_ceremony
 from flows.context import CoordinatorContext
@@ -56,8 +58,9 @@ async def run_study(context: CoordinatorContext) -> Released:
         context.progress.emit(
             "study-started", study=context.study, rounds=plan.mechanism.rounds, sites=[s.name for s in plan.sites]
         )
-        state = StudyState(await run_ceremony(context), first_lineage(plan))
-        tracker = Tracker(context)
+        # MLflow takes seconds to open its database: meanwhile the key holders are at work.
+        tracker, public = await asyncio.gather(open_tracking(context), run_ceremony(context))
+        state = StudyState(public, first_lineage(plan))
         await _train(context, state, tracker)
         metrics = await _evaluate(context, state, tracker)
         released = await run_release(context, tracker, state.lineage, state.rounds, state.evaluation, state.reason)
@@ -111,15 +114,24 @@ async def _next_round(
         state.public = await run_ceremony(context, after=state.public.epoch)
     context.progress.emit("round-started", round=round_, kind=kind)
     before = state.lineage
+
+    async def record_outcome(outcome: RoundOutcome) -> None:
+        # Quoted: Prefect would look through these values for arrows to draw.
+        await record(context, tracker, quote(outcome), quote(before))
+
     try:
-        outcome = await run_round(
-            context, state.public, before, round_, kind, lambda outcome: record(context, tracker, outcome, before)
-        )
+        outcome = await run_round(context, state.public, before, round_, kind, record_outcome)
     except EpochLost:
         state.public = await run_ceremony(context, after=state.public.epoch)
         return None
     state.outcomes.append(outcome)
     return outcome
+
+
+@recording("open-tracking")
+async def open_tracking(context: CoordinatorContext) -> Tracker:
+    """Opens the study in MLflow, beside what else goes on."""
+    return await asyncio.to_thread(Tracker, context)
 
 
 @recording("record")

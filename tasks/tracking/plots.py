@@ -96,6 +96,10 @@ def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
+def _caption(figure: Any, text: str) -> None:
+    figure.supxlabel(text, fontsize=8, color="dimgrey")
+
+
 def _png(figure: Any) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=120, metadata={"Software": None})
@@ -103,13 +107,13 @@ def _png(figure: Any) -> bytes:
 
 
 def _draw_epsilon(data: Mapping[str, Any]) -> bytes:
-    figure, axes = _figure(
-        f"Cumulative ε by round (δ = {data['delta']}), highest site", "round", "ε per site, training patients"
-    )
-    for values in data["collusion"].values():
-        axes.plot(data["rounds"], [float("nan") if v is None else v for v in values], color="tab:red", alpha=0.2)
-    axes.plot(data["rounds"], data["collusion_max"], "o-", color="tab:red", label="under the plan's collusion")
-    axes.plot(data["rounds"], data["outsider_max"], "s-", color="tab:blue", label="against outsiders")
+    figure, axes = _figure(f"Cumulative ε of the sites' training patients (δ = {data['delta']})", "round", "ε")
+    for number, values in enumerate(data["collusion"].values()):
+        label = "each site, under the plan's collusion" if number == 0 else None
+        shown = [float("nan") if v is None else v for v in values]
+        axes.plot(data["rounds"], shown, color="tab:red", alpha=0.3, label=label)
+    axes.plot(data["rounds"], data["collusion_max"], "o-", color="tab:red", label="highest, under the plan's collusion")
+    axes.plot(data["rounds"], data["outsider_max"], "s-", color="tab:blue", label="highest, against outsiders")
     axes.axhline(data["limit"], color="black", linestyle="--", label=f"limit {data['limit']:g}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(bottom=0)
@@ -126,10 +130,12 @@ def _draw_roc(data: Mapping[str, Any]) -> bytes:
     )
     rate = data["false_positive_rate"]
     axes.fill_between(rate, data["low"], data["high"], alpha=0.2, label="95 % band (privacy noise and sampling)")
-    axes.plot(rate, data["true_positive_rate"], "o-", markersize=3)
+    axes.plot(rate, data["true_positive_rate"], "o-", markersize=3, label="estimate")
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
+    ranges = f"Scores counted in {len(rate) - 1} ranges, whose ties count one half in the AUC."
+    _caption(figure, f"{ranges}\nCurve: the nearest counts that can exist. AUC: the noisy counts as they are.")
     axes.legend(loc="lower right", fontsize=9)
     return _png(figure)
 
@@ -147,5 +153,6 @@ def _draw_calibration(data: Mapping[str, Any]) -> bytes:
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.02, 1.02)
+    _caption(figure, "Score ranges whose counts drown in the noise are left out.")
     axes.legend(loc="upper left", fontsize=9)
     return _png(figure)

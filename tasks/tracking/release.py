@@ -221,7 +221,8 @@ def _describe_result(plan: StudyPlan, release: ModelRelease) -> str:
     quality = "no evaluation was released"
     if {"auc", "auc_low", "auc_high"} <= set(found):
         value, low, high = (float(found[name]) for name in ("auc", "auc_low", "auc_high"))
-        quality = f"AUC {value:.3f} on held-out patients, 95 % interval {low:.3f} to {high:.3f}"
+        ranges = f"scores counted in {plan.evaluation.bins} ranges"
+        quality = f"AUC {value:.3f} on held-out patients ({ranges}), 95 % interval {low:.3f} to {high:.3f}"
     collusion, outsider = (
         max((float(getattr(report, reading)) for report in release.epsilon), default=0.0)
         for reading in ("collusion", "outsider")

@@ -108,7 +108,7 @@ def describe_plan(plan: StudyPlan) -> str:
         f"- Model: {plan.model.kind}, {update_length(plan)} parameters on {feature_count(plan.contract)} features of "
         f"contract {plan.contract.name} {plan.contract.version}",
         "",
-        "MLflow is a view. The evidence is the signed ledgers: run `consilium audit verify` on the exported folder.",
+        "This page is a view. The evidence is the signed ledgers: run `consilium audit verify` on the exported folder.",
     ]
     return "\n".join(lines)
 
