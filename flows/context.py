@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from flows.progress import Progress
 from schemas.canonical import parse_canonical, sha256_hex
 from schemas.errors import OperationError, PlanError
-from schemas.layout import approval_key
 from schemas.ledger import PlanApproved
 from schemas.options import CoordinatorSettings, RunOptions
 from schemas.plan import StudyPlan
@@ -65,10 +64,8 @@ def open_coordinator(home: Path) -> CoordinatorContext:
     plan = parse_canonical(StudyPlan, data, "the plan")
     if plan.coordinator.identity_key != identity.identity_key:
         raise PlanError("not-in-plan", "The plan names another coordinator key.", "Use the identity that signed it.")
-    verify_approvals(store, plan)
+    approvals = verify_approvals(store, plan)
     log = LedgerStore(home / "study-log.sqlite", plan.coordinator.name, identity.signing)
     context = CoordinatorContext(home, settings, identity, plan, store, log, Progress(home / "events.jsonl"))
-    approval = store.get(approval_key(plan.study, plan.coordinator.name, coordinator=True))
-    assert approval is not None
-    log.append_once(plan.study, PlanApproved(approval=sha256_hex(approval)))
+    log.append_once(plan.study, PlanApproved(approval=approvals[plan.coordinator.name]))
     return context

@@ -10,18 +10,23 @@ from pathlib import Path
 from prefect import flow
 
 from flows.context import CoordinatorContext
-from flows.release_steps import enter_signed_release, publish_log, released_metrics
+from flows.release_steps import (
+    checkpoints,
+    enter_signed_release,
+    missing_items,
+    publish_closing,
+    publish_log,
+    released_metrics,
+)
 from flows.round_steps import RoundOutcome
 from flows.tasks import deciding, recording, waiting
 from flows.tracking import Tracker
 from flows.waiting import SiteRuns
-from schemas.errors import PeerError
-from schemas.layout import ledger_key
-from schemas.messages import Checkpoint, LogPosition, ModelRelease
+from schemas.messages import LogPosition, ModelRelease
 from tasks.audit.export import export_evidence
 from tasks.lineage import Lineage
 from tasks.metrics import EvaluationMetrics
-from tasks.storage.mailbox import Signed, read_signed
+from tasks.storage.mailbox import Signed
 from tasks.tracking.release import describe_release
 
 
@@ -85,28 +90,30 @@ async def publish_checkpoint(context: CoordinatorContext, release: Signed[ModelR
 
 @waiting("collect-witnesses")
 async def collect_witnesses(context: CoordinatorContext) -> None:
-    """Asks every site to verify the release, publish its ledger's checkpoint and witness everybody's."""
+    """Asks every site to verify the release and close its ledger, lists the checkpoints, and has them witnessed."""
     runs = SiteRuns(context, "site-release", 1, "release", {"study": context.study})
-    sites = [site.name for site in context.plan.sites]
-    await runs.start(sites)
-    start = time.monotonic()
-
-    def missing() -> list[str]:
-        return [s for s in sites if not context.store.exists(ledger_key(context.study, s, False, "witness.json"))]
-
-    while silent := missing():
-        waited = time.monotonic() - start
-        # The others wait for a last checkpoint before they witness: twice the grace covers a site that is gone.
-        gone = set[str]()
-        if waited >= 2 * context.options.silent_grace_seconds:
-            gone = await runs.not_started(silent)
-        if gone >= set(silent) or waited >= context.options.release_deadline_seconds:
-            break
-        await runs.revive(silent)
-        await asyncio.sleep(context.options.poll_interval_seconds)
-    for site in silent:
+    await runs.start(site.name for site in context.plan.sites)
+    silent = await _wait_for(context, runs, "checkpoint.json", {site.name for site in context.plan.sites})
+    listed = publish_closing(context)
+    silent |= await _wait_for(context, runs, "witness.json", set(listed))
+    for site in sorted(silent):
         context.progress.emit("site-state", round=0, site=site, state="silent", code=None)
-    await runs.abandon(silent)
+    await runs.abandon(sorted(silent))
+
+
+async def _wait_for(context: CoordinatorContext, runs: SiteRuns, item: str, sites: set[str]) -> set[str]:
+    """Waits until all `sites` published `item`; returns those that did not, or whose agent is gone."""
+    start = time.monotonic()
+    while missing := sites & set(missing_items(context, item)):
+        waited = time.monotonic() - start
+        gone = set[str]()
+        if waited >= context.options.silent_grace_seconds:
+            gone = await runs.not_started(missing)
+        if missing <= gone or waited >= context.options.release_deadline_seconds:
+            break
+        await runs.revive(sorted(missing))
+        await asyncio.sleep(context.options.poll_interval_seconds)
+    return missing
 
 
 @recording("register-model")
@@ -130,15 +137,4 @@ async def export(context: CoordinatorContext) -> Path:
 
 def checkpointed_positions(context: CoordinatorContext) -> dict[str, LogPosition]:
     """Returns log owner -> position of its published checkpoint, where it verifies."""
-    plan, positions = context.plan, dict[str, LogPosition]()
-    owners = [(plan.coordinator.name, plan.coordinator.identity_key, True)]
-    owners += [(site.name, site.identity_key, False) for site in plan.sites]
-    for name, key_hex, coordinator in owners:
-        key = ledger_key(context.study, name, coordinator, "checkpoint.json")
-        try:
-            found = read_signed(context.store, key, Checkpoint, context.study, key_hex, name)
-        except PeerError:
-            continue
-        if found is not None:
-            positions[name] = found.predicate.position
-    return positions
+    return {owner: found.predicate.position for owner, found in checkpoints(context).items()}

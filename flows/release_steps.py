@@ -7,9 +7,10 @@ from flows.figures import epsilon_of_sites
 from flows.round_steps import RoundOutcome
 from schemas.canonical import sha256_hex
 from schemas.envelope import sign_envelope
+from schemas.errors import PeerError
 from schemas.layout import ledger_key, release_key
 from schemas.ledger import ModelReleased
-from schemas.messages import ModelRelease
+from schemas.messages import Checkpoint, Closing, ModelRelease
 from tasks.lineage import Lineage
 from tasks.metrics import EvaluationMetrics, derive_noise_sigma, evaluate_histogram
 from tasks.privacy.mechanism import evaluation_mechanism
@@ -70,3 +71,39 @@ def publish_log(context: CoordinatorContext) -> None:
     context.store.put(ledger_key(context.study, name, True, "entries-000000.jsonl"), entries)
     checkpoint = context.log.sign_checkpoint(context.study)
     context.store.put(ledger_key(context.study, name, True, "checkpoint.json"), checkpoint)
+
+
+def missing_items(context: CoordinatorContext, item: str) -> list[str]:
+    """Returns the sites whose ledger item (checkpoint.json or witness.json) is not in the store."""
+    sites = [site.name for site in context.plan.sites]
+    return [s for s in sites if not context.store.exists(ledger_key(context.study, s, False, item))]
+
+
+def checkpoints(context: CoordinatorContext) -> dict[str, Signed[Checkpoint]]:
+    """Returns log owner -> its published checkpoint, where the signature verifies."""
+    plan = context.plan
+    owners = [(plan.coordinator.name, plan.coordinator.identity_key, True)]
+    owners += [(site.name, site.identity_key, False) for site in plan.sites]
+    found: dict[str, Signed[Checkpoint]] = {}
+    for name, key_hex, coordinator in owners:
+        key = ledger_key(context.study, name, coordinator, "checkpoint.json")
+        try:
+            checkpoint = read_signed(context.store, key, Checkpoint, context.study, key_hex, name)
+        except PeerError:
+            continue
+        if checkpoint is not None:
+            found[name] = checkpoint
+    return found
+
+
+def publish_closing(context: CoordinatorContext) -> tuple[str, ...]:
+    """Lists the checkpoints that close the study, once; returns the sites that are listed."""
+    name = context.plan.coordinator.name
+    key = ledger_key(context.study, name, True, "closing.json")
+    if not context.store.exists(key):
+        listed = tuple(sorted((owner, found.digest) for owner, found in checkpoints(context).items()))
+        data = sign_envelope(Closing(checkpoints=listed), context.study, context.identity.signing)
+        context.store.put(key, data)
+    closing = read_signed(context.store, key, Closing, context.study, context.identity.identity_key, name)
+    assert closing is not None
+    return tuple(owner for owner, _ in closing.predicate.checkpoints if owner != name)

@@ -16,7 +16,7 @@ from flows.ceremony_steps import enter_ceremony, sign_ceremony_instruction
 from flows.context import CoordinatorContext, open_coordinator
 from flows.figures import epsilon_of_sites
 from flows.opening_steps import OpeningSteps
-from flows.release_steps import enter_signed_release, publish_log, released_metrics
+from flows.release_steps import enter_signed_release, publish_closing, publish_log, released_metrics
 from flows.round_steps import Answers, RoundOutcome, RoundSteps
 from schemas.errors import ConsiliumError
 from schemas.messages import Instruction, Record
@@ -147,6 +147,7 @@ class EmbeddedConsortium:
         for release in releases:
             release.verify()
             release.publish_checkpoint()
+        publish_closing(self.coordinator)
         for release in releases:
             release.witness()
         home = self.coordinator.home

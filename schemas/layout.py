@@ -45,7 +45,8 @@ def attempt_key(study: str, round_: int, attempt: int, site: str | None, item: s
 
 
 def ledger_key(study: str, owner: str, coordinator: bool, item: str) -> str:
-    """Items: entries-<first sequence, 6 digits>.jsonl (slices, one envelope a line), checkpoint.json, witness.json."""
+    """Items: entries-<first sequence, 6 digits>.jsonl (slices, one envelope a line), checkpoint.json, witness.json,
+    closing.json (coordinator)."""
     prefix = coordinator_prefix(study) if coordinator else site_prefix(study, owner)
     return f"{prefix}/ledger/{item}"
 

@@ -41,10 +41,20 @@ class Checkpoint(Predicate):
     position: LogPosition
 
 
+class Closing(Predicate):
+    """The coordinator lists the checkpoints (log owner, envelope digest, by owner) that close the study's logs.
+
+    A site that published none in time is not listed; the list is what everybody witnesses.
+    """
+
+    checkpoints: tuple[tuple[Name, Digest], ...]
+
+
 class Witness(Predicate):
-    """`witness` has seen these checkpoints (log owner, envelope digest) and found each consistent with the last."""
+    """`witness` verified every log that `closing` (envelope digest) lists, up to the checkpoint listed."""
 
     witness: Name
+    closing: Digest
     seen: tuple[tuple[Name, Digest], ...]
 
 

@@ -43,7 +43,8 @@ async def _serve(home: SiteHome) -> None:
         # A run that the worker would not even start: the server asked for something that is not installed here.
         _log.warning("refused run %s: %s", flow_run_id, code)
         ledger = LedgerStore(home.ledger_path, home.settings.name, home.identity.signing)
-        ledger.append(NO_STUDY, Refused(instruction="0" * 64, code=code))
+        # Once per code: a server that repeats itself must not fill the ledger.
+        ledger.append_once(NO_STUDY, Refused(instruction="0" * 64, code=code))
 
     _publish_ledgers(home)
     await close_leftover_runs(home.settings.name)

@@ -21,7 +21,7 @@ from schemas.messages import (
     SharesChecked,
 )
 from site_agents.round import SiteRound
-from tasks.rounds import MAXIMUM_REQUESTS, read_opening, read_record, read_record_signature, read_request
+from tasks.rounds import MAXIMUM_REQUESTS, read_certificate, read_opening, read_record, read_request
 from tasks.secure_sum.epoch import EpochSecrets
 from tasks.secure_sum.record import find_shamir_faults, verify_record
 from tasks.secure_sum.share import make_share
@@ -152,6 +152,8 @@ class Certifying:
 
     def _accept_record(self, record: Signed[Record], secrets: EpochSecrets) -> bytes:
         """Checks a record as section 3.4 of the design asks, registers it, and returns the sum of key ciphertexts."""
+        if self.work.context.released:
+            raise PeerError("study-released", self.work.plan.coordinator.name, "the study was released: it is closed.")
         own = self.work.context.outbox.stored(self.work.mine("contribution.json"))
         registered = self.work.context.keystore.registered_record(record.predicate.epoch, self.work.round)
         if registered not in (None, record.digest):
@@ -206,15 +208,8 @@ class Certifying:
     ) -> bytes:
         contributions = self.work.contributions(record.predicate.contributions)
         sealed = {s: self._sealed(s, c.predicate) for s, c in contributions.items()}
-        certificate: dict[str, bytes] = {}
-        for holder, digest in request.predicate.certificate:
-            key_hex = self.work.epoch.public.signing_keys[holder]
-            found = read_record_signature(self.work.context.store, self.work.plan, holder, key_hex, record)
-            if found is None or found.digest != digest:
-                raise PeerError(
-                    "no-certificate", self.work.plan.coordinator.name, f"the signature of {holder} is not in the store."
-                )
-            certificate[holder] = found.data
+        keys = self.work.epoch.public.signing_keys
+        certificate = read_certificate(self.work.context.store, self.work.plan, keys, record, request)
         return make_share(
             secrets,
             self.work.secure_sum(),

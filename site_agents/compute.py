@@ -53,7 +53,8 @@ def compute_contribution(
     cohort = encode_features(plan.contract, read_table(data, plan.contract))
     if kind == "train":
         mechanism = training_mechanism(plan)
-        return mechanism.add_noise(train_sum(plan, cohort, weights, mechanism.sensitivity), stream)
+        chosen = mechanism.draw_patients(cohort.training.patient_count, stream)
+        return mechanism.add_noise(train_sum(plan, cohort, weights, mechanism.sensitivity, chosen), stream)
     mechanism = evaluation_mechanism(plan)
     return mechanism.add_noise(mechanism.encode_counts(score_histogram(plan, cohort, weights)), stream)
 

@@ -7,9 +7,9 @@ import hmac
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.canonical import encode_parts, parse_canonical, sha256_hex
-from schemas.errors import OperationError, PlanError
-from schemas.layout import approval_key, ledger_key, site_prefix
+from schemas.canonical import encode_parts, parse_canonical
+from schemas.errors import EvidenceError, OperationError, PlanError
+from schemas.layout import ledger_key, site_prefix
 from schemas.ledger import PlanApproved
 from schemas.messages import Instruction, LogPosition
 from schemas.plan import StudyPlan
@@ -19,6 +19,7 @@ from site_agents.keystore import Keystore
 from site_agents.outbox import Outbox
 from site_agents.policy import verify_plan_bytes
 from tasks.ledger.budget import register_cohort
+from tasks.ledger.chain import read_entry
 from tasks.ledger.store import LedgerStore
 from tasks.rounds import read_plan, verify_approvals
 from tasks.storage.base import Store
@@ -54,13 +55,18 @@ class SiteContext:
         """Whether `instruction` asks this site for a contribution."""
         return self.name in instruction.participants
 
+    @property
+    def released(self) -> bool:
+        """Whether this site verified the study's release: the study is over."""
+        return bool(self.ledger.find(self.study, "model-released"))
+
     def verify_ledger_went_on(self) -> None:
         """Refuses to work with a ledger that is shorter than what this site published: it was restored from a backup.
 
         Raises:
             OperationError: `ledger-restored`: spent budget would be spent again.
         """
-        if self.ledger.position().size < self._sent_entries():
+        if self.ledger.position().size < max(self._sent_entries(), self._published_entries()):
             raise OperationError(
                 "ledger-restored",
                 "The ledger is shorter than what this site has published.",
@@ -77,14 +83,34 @@ class SiteContext:
         sent = self._sent_entries()
         if position.size > sent:
             key = ledger_key(self.study, self.name, False, f"entries-{sent:06d}.jsonl")
-            self.outbox.answer(key, lambda: b"".join(entry + b"\n" for entry in entries[sent : position.size]))
+            self.outbox.decide(key, lambda: b"".join(entry + b"\n" for entry in entries[sent : position.size]))
+        for key in self._slices():
+            # Also what an agent that died had decided and not sent: a slice that is missing would look like a fork.
+            if not self.store.exists(key):
+                self.outbox.send(key)
         return position
 
-    def _sent_entries(self) -> int:
+    def _slices(self) -> list[str]:
         prefix = ledger_key(self.study, self.name, False, "entries-")
         folder = site_prefix(self.study, self.name) + "/ledger"
-        slices = [key for key in self.outbox.list(folder) if key.startswith(prefix)]
-        return sum((self.outbox.stored(key) or b"").count(b"\n") for key in slices)
+        return [key for key in self.outbox.list(folder) if key.startswith(prefix)]
+
+    def _sent_entries(self) -> int:
+        return sum((self.outbox.stored(key) or b"").count(b"\n") for key in self._slices())
+
+    def _published_entries(self) -> int:
+        """Returns how far this site's own signed entries in the store reach, should outbox and ledger both be old."""
+        reached = 0
+        prefix = ledger_key(self.study, self.name, False, "entries-")
+        for key in self.store.list(prefix.rsplit("/", 1)[0]):
+            if key.startswith(prefix) and self.outbox.stored(key) is None:
+                for line in (self.store.get(key) or b"").splitlines():
+                    try:
+                        _, entry = read_entry(line, self.name, self.home.identity.identity_key)
+                    except EvidenceError:
+                        break
+                    reached = max(reached, entry.sequence + 1)
+        return reached
 
 
 def open_context(
@@ -104,13 +130,11 @@ def open_context(
     entry = plan.site(settings.name)
     if (entry.identity_key, entry.hpke_key) != (home.identity.identity_key, home.identity.hpke_key):
         raise PlanError("not-in-plan", f"The plan lists other keys for {settings.name}.", "Ask for a corrected plan.")
-    verify_approvals(store, plan)
+    approvals = verify_approvals(store, plan)
     ledger = LedgerStore(home.ledger_path, settings.name, home.identity.signing)
     cohort = _cohort_digest(home)
     register_cohort(ledger, cohort, settings.epsilon, settings.delta)
-    approval = store.get(approval_key(study, settings.name))
-    assert approval is not None
-    ledger.append_once(study, PlanApproved(approval=sha256_hex(approval)))
+    ledger.append_once(study, PlanApproved(approval=approvals[settings.name]))
     keystore = Keystore(home.memory_folder, study, plan.rounds_per_epoch)
     context = SiteContext(home, plan, store, Outbox(home.outbox_folder, store), keystore, ledger, cohort, compute)
     context.verify_ledger_went_on()

@@ -11,23 +11,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.canonical import sha256_hex
+from schemas.canonical import canonical_bytes, sha256_hex
 from schemas.contract import ContractVerdict
 from schemas.envelope import sign_envelope
 from schemas.errors import BudgetError, ConsiliumError, OperationError, PeerError
 from schemas.layout import attempt_key
-from schemas.ledger import PrivacyReserved
-from schemas.messages import Contribution, Refusal
+from schemas.ledger import PrivacyEvent, PrivacyReserved
+from schemas.messages import Contribution, LogPosition, Refusal
 from site_agents.lineage import model_before
 from site_agents.policy import Expected, verify_cohort_size, verify_instruction
 from site_agents.round import SiteRound
 from tasks.ledger.budget import commit, record_refusal, reserve, would_admit
 from tasks.privacy.mechanism import mechanism_for
-from tasks.rounds import read_instruction
 from tasks.secure_sum.contribute import contribute
 from tasks.server_step import ModelState, released_weights, state_digest
 
 TRAINING_TIMEOUT_SECONDS = 600.0
+NO_LOG = LogPosition(size=0, root="0" * 64)
 
 
 class Contributing:
@@ -57,10 +57,6 @@ class Contributing:
         """
         instruction, epoch = self.work.instruction, self.work.epoch
         lineage = model_before(self.work.context, self.work.round)
-        first = None
-        if self.work.attempt > 1:
-            earlier = read_instruction(self.work.context.store, self.work.plan, self.work.round, 1)
-            first = earlier.predicate if earlier is not None else None
         expected = Expected(
             round=self.work.round,
             attempt=self.work.attempt,
@@ -68,22 +64,39 @@ class Contributing:
             sid_star=epoch.public.sid_star,
             previous_opening=lineage.opening,
             model=state_digest(lineage.state),
-            first_attempt=first,
         )
         verify_instruction(self.work.plan, instruction.predicate, self.work.context.name, expected)
         self._state = lineage.state
-        if (
-            self.work.context.keystore.registered_record(epoch.public.epoch, self.work.round) is not None
-            and not self.decided
-        ):
-            raise PeerError(
-                "round-closed", self.work.plan.coordinator.name, "a record of this round was already certified."
-            )
-        if not self._reserved() and not self.decided:
-            event = mechanism_for(self.work.plan, instruction.predicate.kind).event()
+        self._bind()
+        event = self._event()
+        if not self._reserved():
             would_admit(
                 self.work.context.ledger, self.work.context.cohort, event, self.work.plan.budget, self.work.plan.study
             )
+
+    def _bind(self) -> None:
+        """Binds this round to the first instruction that passed, whatever the store shows later.
+
+        A later attempt may differ in attempt and participants only: another model would let the coordinator tell sites
+        apart inside one sum, another kind would release what was never charged.
+        """
+        coordinator, epoch = self.work.plan.coordinator.name, self.work.epoch.public.epoch
+        if self.work.context.released:
+            raise PeerError("study-released", coordinator, "the study was released: nothing more is trained in it.")
+        if self.work.context.keystore.registered_record(epoch, self.work.round) is not None and not self.decided:
+            raise PeerError("round-closed", coordinator, "a record of this round was already certified.")
+        fixed = self.work.instruction.predicate.model_copy(update={"attempt": 1, "participants": (), "log": NO_LOG})
+        content = canonical_bytes(fixed)
+        key = f"private/{self.work.plan.study}/instruction-{self.work.round:04d}"
+        if self.work.context.outbox.decide(key, lambda: content) != content:
+            raise PeerError(
+                "instruction-changed",
+                coordinator,
+                "the instruction differs from the round's first in more than attempt and participants.",
+            )
+
+    def _event(self) -> PrivacyEvent:
+        return mechanism_for(self.work.plan, self.work.instruction.predicate.kind).event()
 
     def validate(self) -> ContractVerdict:
         """Checks the local table against the plan's contract.
@@ -105,9 +118,13 @@ class Contributing:
         Raises:
             BudgetError: `budget-exceeded`, naming requested, spent and limit.
         """
-        if self._reserved():
+        event, reserved = self._event(), self._reservation()
+        if reserved is not None:
+            if reserved.event != event:
+                raise PeerError(
+                    "instruction-changed", self.work.plan.coordinator.name, "the round was charged for something else."
+                )
             return
-        event = mechanism_for(self.work.plan, self.work.instruction.predicate.kind).event()
         reserve(
             self.work.context.ledger,
             self.work.context.cohort,
@@ -193,7 +210,12 @@ class Contributing:
         commit(self.work.context.ledger, self.work.plan.study, self.work.round, asked, contribution)
 
     def refuse(self, error: ConsiliumError, verdict: ContractVerdict | None = None) -> None:
-        """Declines this attempt: an entry in the ledger, then a signed refusal that carries only the error's code."""
+        """Declines this attempt: an entry in the ledger, then a signed refusal that carries only the error's code.
+
+        What was decided for the attempt stays: a contribution is never followed by a refusal, nor one by another.
+        """
+        if self.decided:
+            return
         instruction = self.work.context.store.get(
             attempt_key(self.work.plan.study, self.work.round, self.work.attempt, None, "instruction.json")
         )
@@ -204,13 +226,15 @@ class Contributing:
             sender=self.work.context.name,
             code=error.code,
             detail=error.message[:400] if isinstance(error, BudgetError) else "",
-            ledger=self.work.context.publish_ledger(),
+            ledger=self.work.context.ledger.position(),
             verdict=verdict,
         )
         key = self.work.context.home.identity.signing
         self.work.context.outbox.answer(
             self.work.mine("refusal.json"), lambda: sign_envelope(message, self.work.plan.study, key)
         )
+        # After the refusal: a published entry whose refusal is not there would look as if somebody had dropped it.
+        self.work.context.publish_ledger()
 
     def resend(self) -> None:
         """Sends again what was decided before this process started."""
@@ -221,12 +245,12 @@ class Contributing:
 
     # --- parts
 
-    def _reserved_digest(self) -> str:
+    def _reservation(self) -> PrivacyReserved | None:
+        # One charge per round: a later attempt re-sends the same m_i.
         for entry in self.work.context.ledger.find(self.work.plan.study, "privacy-reserved"):
             if isinstance(entry.body, PrivacyReserved) and entry.body.round == self.work.round:
-                return entry.body.instruction
-        return ""
+                return entry.body
+        return None
 
     def _reserved(self) -> bool:
-        # One charge per round: a later attempt re-sends the same m_i.
-        return self._reserved_digest() != ""
+        return self._reservation() is not None

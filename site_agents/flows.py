@@ -194,7 +194,7 @@ async def _release(context: SiteContext) -> Any:
     options = context.home.settings.options
     await step("verify", release.verify)
     await step("checkpoint", release.publish_checkpoint)
-    await _wait(lambda: not release.missing_checkpoints(), options.silent_grace_seconds, options, strict=False)
+    await _wait(lambda: release.closed, options.release_deadline_seconds, options)
     await step("witness", release.witness)
     return None
 
@@ -210,11 +210,9 @@ def _one_at_a_time(folder: Path, study: str) -> Iterator[None]:
         yield
 
 
-async def _wait(done: Callable[[], bool], deadline_seconds: float, options: RunOptions, strict: bool = True) -> None:
+async def _wait(done: Callable[[], bool], deadline_seconds: float, options: RunOptions) -> None:
     end = time.monotonic() + deadline_seconds
     while not done():
         if time.monotonic() >= end:
-            if strict:
-                raise OperationError("deadline", "The others did not answer in time.", "The coordinator resumes.")
-            return
+            raise OperationError("deadline", "The others did not answer in time.", "The coordinator resumes.")
         await asyncio.sleep(options.poll_interval_seconds)

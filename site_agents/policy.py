@@ -37,7 +37,6 @@ class Expected:
         epoch, sid_star: The current ceremony.
         previous_opening: Envelope digest of the last opening that the site recomputed, None before the first.
         model: Digest of the model state that follows from it.
-        first_attempt: The first instruction that this site answered for the round, if any.
     """
 
     round: int
@@ -46,7 +45,6 @@ class Expected:
     sid_star: str
     previous_opening: str | None
     model: str
-    first_attempt: Instruction | None
 
 
 def verify_instruction(plan: StudyPlan, instruction: Instruction, site: str, expected: Expected) -> None:
@@ -59,7 +57,7 @@ def verify_instruction(plan: StudyPlan, instruction: Instruction, site: str, exp
 
     Raises:
         PeerError: `wrong-round`, `wrong-attempt`, `not-a-participant`, `too-few-participants`, `wrong-kind`,
-            `wrong-length`, `wrong-epoch`, `wrong-model`, `instruction-changed`; all name the coordinator.
+            `wrong-length`, `wrong-epoch`, `wrong-model`; all name the coordinator.
     """
     name = plan.coordinator.name
 
@@ -84,19 +82,12 @@ def verify_instruction(plan: StudyPlan, instruction: Instruction, site: str, exp
     length = update_length(plan) if instruction.kind == "train" else histogram_length(plan)
     if instruction.length != length:
         refuse("wrong-length", f"the plan's {instruction.kind} rounds have {length} coefficients.")
-    if instruction.kind == "train" and instruction.round > plan.mechanism.rounds:
-        refuse("wrong-kind", f"the plan has {plan.mechanism.rounds} training rounds.")
+    if (instruction.kind == "evaluate") != (instruction.round == last):
+        refuse("wrong-kind", f"the plan trains in rounds 1 to {last - 1} and evaluates in round {last}.")
     if (instruction.epoch, instruction.sid_star) != (expected.epoch, expected.sid_star):
         refuse("wrong-epoch", "the instruction is not for the current key ceremony.")
     if instruction.previous_opening != expected.previous_opening or instruction.model != expected.model:
         refuse("wrong-model", "the model does not follow from the last published opening.")
-    first = expected.first_attempt
-    if (
-        first is not None
-        and first.model_copy(update={"attempt": instruction.attempt, "participants": instruction.participants})
-        != instruction
-    ):
-        refuse("instruction-changed", "a later attempt differs from the first in more than attempt and participants.")
 
 
 def verify_cohort_size(plan: StudyPlan, site: str, patients: int) -> None:

@@ -7,7 +7,7 @@ from schemas.envelope import sign_envelope
 from schemas.errors import EvidenceError, PeerError
 from schemas.layout import ledger_key, release_key
 from schemas.ledger import ModelReleased
-from schemas.messages import Checkpoint, ModelRelease, Witness
+from schemas.messages import Checkpoint, Closing, ModelRelease, Witness
 from site_agents.context import SiteContext
 from site_agents.lineage import model_before
 from tasks.ledger.verify import verify_log
@@ -49,29 +49,39 @@ class SiteRelease:
             self.context.publish_ledger()
         self.context.outbox.answer(key, lambda: self.context.ledger.sign_checkpoint(self.plan.study))
 
-    def missing_checkpoints(self) -> tuple[str, ...]:
-        """Returns the sites whose checkpoint is not in the store."""
-        return tuple(
-            site.name
-            for site in self.plan.sites
-            if not self.context.store.exists(ledger_key(self.plan.study, site.name, False, "checkpoint.json"))
-        )
+    @property
+    def closed(self) -> bool:
+        """Whether the coordinator has listed the checkpoints that close the study."""
+        return self.context.store.exists(self._closing_key())
 
     def witness(self) -> None:
-        """Verifies every published checkpoint against its log and signs what it saw.
+        """Verifies every log that the coordinator's closing lists, and signs that it did.
 
         Raises:
-            PeerError: `log-forked`: a log does not verify; names its owner.
+            PeerError: `wrong-closing` if this site's own checkpoint is left out or another one; `log-forked` if a log
+                does not verify: names its owner.
         """
-        seen = [self._verify_log(self.plan.coordinator.name, self.plan.coordinator.identity_key, coordinator=True)]
-        missing = self.missing_checkpoints()
-        for site in self.plan.sites:
-            if site.name not in missing:
-                seen.append(self._verify_log(site.name, site.identity_key, coordinator=False))
-        message = Witness(witness=self.context.name, seen=tuple(sorted(seen)))
-        key = ledger_key(self.plan.study, self.context.name, False, "witness.json")
+        coordinator, study = self.plan.coordinator, self.plan.study
+        closing = read_signed(
+            self.context.store, self._closing_key(), Closing, study, coordinator.identity_key, coordinator.name
+        )
+        if closing is None:
+            raise PeerError("wrong-closing", coordinator.name, "there is no signed closing.")
+        listed = dict(closing.predicate.checkpoints)
+        own = self.context.outbox.stored(ledger_key(study, self.context.name, False, "checkpoint.json"))
+        if own is None or listed.get(self.context.name) != sha256_hex(own) or coordinator.name not in listed:
+            raise PeerError("wrong-closing", coordinator.name, "the closing does not list this site's checkpoint.")
+        keys = {site.name: site.identity_key for site in self.plan.sites} | {coordinator.name: coordinator.identity_key}
+        for owner, digest in closing.predicate.checkpoints:
+            if owner not in keys or self._verify_log(owner, keys[owner], owner == coordinator.name) != (owner, digest):
+                raise PeerError("wrong-closing", coordinator.name, f"it lists another checkpoint of {owner}.")
+        message = Witness(witness=self.context.name, closing=closing.digest, seen=closing.predicate.checkpoints)
+        key = ledger_key(study, self.context.name, False, "witness.json")
         signing = self.context.home.identity.signing
-        self.context.outbox.answer(key, lambda: sign_envelope(message, self.plan.study, signing))
+        self.context.outbox.answer(key, lambda: sign_envelope(message, study, signing))
+
+    def _closing_key(self) -> str:
+        return ledger_key(self.plan.study, self.plan.coordinator.name, True, "closing.json")
 
     def _verify_log(self, owner: str, key_hex: str, coordinator: bool) -> tuple[str, str]:
         store, study = self.context.store, self.plan.study

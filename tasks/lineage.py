@@ -15,16 +15,17 @@ from schemas.messages import ShareRequest
 from schemas.plan import StudyPlan
 from tasks.rounds import (
     MAXIMUM_REQUESTS,
+    read_certificate,
     read_instruction,
     read_opening,
     read_record,
     read_request,
     read_share,
-    verify_certificate,
 )
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.opening import open_sum
+from tasks.secure_sum.record import verify_certificate
 from tasks.server_step import ModelState, apply_step, initial_state, state_digest
 from tasks.storage.base import Store
 from tasks.storage.mailbox import Signed, read_blob
@@ -98,15 +99,17 @@ def recompute_opening(
     if instruction is None or record.predicate.instruction != instruction.digest:
         raise PeerError("wrong-opening", name, f"the record of round {round_} is not of its instruction.")
     public = public_for(record.predicate.epoch)
-    verify_certificate(store, plan, public.signing_keys, record, request)
+    certificate = read_certificate(store, plan, public.signing_keys, record, request)
+    context = RoundContext.of(plan, public, instruction.predicate, instruction.digest, processes)
+    verify_certificate(context, record.digest, request.predicate, certificate)
     shares: dict[str, bytes] = {}
     for holder, digest in opening.predicate.shares:
-        found = read_share(store, plan, holder, public.signing_keys[holder], request)
+        key_hex = public.signing_keys.get(holder)
+        found = read_share(store, plan, holder, key_hex, request) if key_hex is not None else None
         if found is None or found.digest != digest:
             raise PeerError("wrong-opening", name, f"the share of {holder} is not in the store.")
         key = round_key(plan.study, round_, holder, f"share-{request.predicate.number}.bin")
         shares[holder] = read_blob(store, key, found.predicate.share, holder)
-    context = RoundContext.of(plan, public, instruction.predicate, instruction.digest, processes)
     key_sum = read_blob(store, round_key(plan.study, round_, None, "key-sum.bin"), record.predicate.key_sum, name)
     place, signed = round_key(plan.study, round_, None, "bulk-sum.bin"), opening.predicate.bulk_sum
     if not store.exists(place):

@@ -101,21 +101,26 @@ def read_request(store: Store, plan: StudyPlan, round_: int, number: int) -> Sig
     return found
 
 
-def verify_certificate(
+def read_certificate(
     store: Store, plan: StudyPlan, epoch_keys: Mapping[str, str], record: Signed[Record], request: Signed[ShareRequest]
-) -> None:
-    """Checks that every signature the request names exists and is on `record`.
+) -> dict[str, bytes]:
+    """Returns (holder -> RecordSignature envelope) of the signatures that a request names.
 
     Args:
         epoch_keys: Holder name -> epoch Ed25519 public key (hex), from the signed transcript.
 
     Raises:
-        PeerError: `no-certificate` or a fault of the named holder.
+        PeerError: `no-certificate`, naming the coordinator, or a fault of the named holder. Quorum and order are
+            checked by `tasks.secure_sum.record.verify_certificate`.
     """
+    certificate: dict[str, bytes] = {}
     for holder, digest in request.predicate.certificate:
-        found = read_record_signature(store, plan, holder, epoch_keys[holder], record)
+        key_hex = epoch_keys.get(holder)
+        found = read_record_signature(store, plan, holder, key_hex, record) if key_hex is not None else None
         if found is None or found.digest != digest:
-            raise PeerError("no-certificate", plan.coordinator.name, f"the signature of {holder} is not in the store.")
+            raise PeerError("no-certificate", plan.coordinator.name, "a named record signature is not in the store.")
+        certificate[holder] = found.data
+    return certificate
 
 
 def read_share(
@@ -157,16 +162,19 @@ def read_plan(store: Store, study: str) -> bytes:
     return data
 
 
-def verify_approvals(store: Store, plan: StudyPlan) -> None:
-    """Checks that the coordinator and every site signed the plan.
+def verify_approvals(store: Store, plan: StudyPlan) -> dict[str, str]:
+    """Checks that the coordinator and every site signed the plan; returns name -> envelope digest of the approval.
 
     Raises:
         PeerError: `approval-missing`, naming who has not approved.
     """
     people = [(plan.coordinator.name, plan.coordinator.identity_key, "coordinator")]
     people += [(site.name, site.identity_key, "site") for site in plan.sites]
+    digests: dict[str, str] = {}
     for name, key_hex, role in people:
         key = approval_key(plan.study, name, coordinator=role == "coordinator")
         found = read_signed(store, key, PlanApproval, plan.study, key_hex, name)
         if found is None or (found.predicate.participant, found.predicate.role) != (name, role):
             raise PeerError("approval-missing", name, "the plan is not approved.", "Approve it, then run again.")
+        digests[name] = found.digest
+    return digests

@@ -25,9 +25,10 @@ from schemas.layout import (
     release_key,
     round_key,
 )
-from schemas.ledger import LedgerEntry
+from schemas.ledger import LedgerEntry, PrivacyCommitted, Refused
 from schemas.messages import (
     Checkpoint,
+    Closing,
     Contribution,
     DecryptionShare,
     Instruction,
@@ -279,6 +280,12 @@ class AuditContext:
         return self.from_coordinator(release_key(self.study, "release.json"), ModelRelease)
 
     @property
+    def closing(self) -> Signed[Closing]:
+        """The coordinator's list of the checkpoints that close the study."""
+        path = ledger_key(self.study, self.plan.coordinator.name, True, "closing.json")
+        return self.from_coordinator(path, Closing)
+
+    @property
     def released(self) -> bool:
         """Whether the evidence has a release."""
         return bool(self.select("release"))
@@ -369,11 +376,18 @@ class AuditContext:
     # --- drop-outs
 
     def is_exempt(self, item: Item) -> bool:
-        """Tells whether a signed record names the owner's answer to this attempt as invalid.
+        """Tells whether a signed record names the owner's answer to this attempt as invalid, and its ledger agrees.
 
-        Such an answer is kept as it came and is bound by the manifest only.
+        Such an answer is kept as it came and is bound by the manifest only. A site whose ledger says that it refused or
+        contributed is no such case: then somebody replaced its answer.
         """
         if not item.attempt or item.site is None or not self.select("record", round=item.round):
             return False
         record = self.record(item.round).predicate
-        return record.attempt == item.attempt and (item.site, "invalid") in record.dropped
+        if record.attempt != item.attempt or (item.site, "invalid") not in record.dropped:
+            return False
+        if not self.has_log(item.site):
+            return True
+        answered = (Refused, PrivacyCommitted)
+        bodies = [entry.body for _, entry in self.log(item.site).about(self.study)]
+        return not any(isinstance(body, answered) and body.instruction == record.instruction for body in bodies)

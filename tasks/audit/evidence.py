@@ -23,7 +23,10 @@ class EvidenceFolder:
             for name in (*names, *links):
                 path = Path(folder) / name
                 regular = stat.S_ISREG(path.lstat().st_mode)
-                (files if regular else irregular).append(path.relative_to(root).as_posix())
+                shown = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+                # A name that no reader can print alike is no name of the protocol.
+                clean = shown == path.relative_to(root).as_posix()
+                (files if regular and clean else irregular).append(shown)
         self.paths = tuple(sorted(files))
         self._known = frozenset(files)
         # A link or device could show an auditor other bytes than the next one.

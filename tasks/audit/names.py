@@ -10,6 +10,7 @@ from schemas.envelope import Predicate
 from schemas.messages import (
     CeremonyInstruction,
     Checkpoint,
+    Closing,
     Collected,
     Contribution,
     DecryptionShare,
@@ -51,6 +52,7 @@ _COMMON: tuple[tuple[str, str, Form], ...] = (
 _COORDINATOR: tuple[tuple[str, str, Form], ...] = (
     *_COMMON,
     (r"plan\.json", "plan", "plan"),
+    (r"ledger/closing\.json", "closing", Closing),
     (rf"{_EPOCH}/instruction\.json", "ceremony-instruction", CeremonyInstruction),
     (rf"{_ATTEMPT}/instruction\.json", "instruction", Instruction),
     (rf"{_ATTEMPT}/collected\.json", "collected", Collected),

@@ -5,6 +5,7 @@ Invariants:
 2. The filter: a reservation states the totals before and after; before = everything ever reserved from that part of
    the data source, after = before + the event's cost, after <= limit. Totals never fall, whatever cohort, contract or
    study asks. Committing changes no total, so a crash between the two leaves the reservation spent.
+   A part's filter (GDP, or Renyi at one order) is fixed with its first charge: GDP for full batches, Renyi for sampled.
 3. An instruction is reserved once; a contribution needs the reservation of its round.
 4. One record per round: a site signs one and answers for that one, and contributes nothing to the round afterwards;
    a coordinator proposes one, issues no instruction for the round afterwards and opens it once.
@@ -13,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
@@ -21,12 +23,13 @@ from schemas.ledger import (
     NO_STUDY,
     Body,
     CohortRegistered,
-    FilterState,
+    FilterTotals,
     InstructionIssued,
     KeyCeremony,
     ModelReleased,
     PlanApproved,
     PrivacyCommitted,
+    PrivacyEvent,
     PrivacyReserved,
     RecordProposed,
     RecordSigned,
@@ -34,7 +37,8 @@ from schemas.ledger import (
     ShareReleased,
     SumOpened,
 )
-from tasks.privacy.accounting import exact, format_decimal, gdp_cost, gdp_limit, limit_is_honest
+from tasks.privacy.accounting import exact, gdp_limit, is_sampled
+from tasks.privacy.filters import GdpFilter, PrivacyFilter, RenyiFilter, filter_of
 
 Part: TypeAlias = Literal["training", "held-out"]
 PARTS: tuple[Part, Part] = ("training", "held-out")
@@ -47,7 +51,8 @@ class LogRules:
     def __init__(self) -> None:
         self.cohort: CohortRegistered | None = None
         self.spent: dict[Part, Fraction] = dict.fromkeys(PARTS, Fraction(0))
-        self.study_spent: dict[tuple[str, Part], Fraction] = {}
+        self.filters: dict[Part, PrivacyFilter] = {}
+        self.study_events: dict[tuple[str, Part], Counter[PrivacyEvent]] = {}
         self.reservations: dict[tuple[str, str], PrivacyReserved] = {}
         self.commits: dict[tuple[str, str], PrivacyCommitted] = {}
         self._approved: set[str] = set()
@@ -97,16 +102,16 @@ class LogRules:
             case Refused():
                 pass
 
-    def filter_state(self, part: Part) -> FilterState:
-        """Returns the totals of `part` under the registered budget.
+    def filter_state(self, part: Part) -> FilterTotals:
+        """Returns the totals of `part` under the registered budget, in GDP if it was never charged.
 
         Raises:
             EvidenceError: `cohort-first` if no cohort was registered.
         """
         _require(self.cohort is not None, "cohort-first", "Expected a registered cohort before it.")
         assert self.cohort is not None
-        limit = gdp_limit(self.cohort.epsilon, self.cohort.delta)
-        return FilterState(data=part, spent=format_decimal(self.spent[part]), limit=format_decimal(limit))
+        gate = self.filters.get(part, GdpFilter())
+        return gate.state(part, self.spent[part], gate.limit(self.cohort.epsilon, self.cohort.delta))
 
     def round_is_closed(self, study: str, round_: int) -> bool:
         """Tells whether this site signed or answered a record of the round."""
@@ -124,16 +129,30 @@ class LogRules:
         assert self.cohort is not None
         _require(body.cohort == self.cohort.cohort, "cohort-mismatch", "Expected the registered cohort.")
         _require((study, body.instruction) not in self.reservations, "reserved-twice", "It was reserved before.")
+        _require(study not in self._released, "after-release", "The study's model was released before.")
         closed = self.round_is_closed(study, body.round)
         _require(not closed, "round-closed", "A record of the round was signed or answered before.")
-        cost = gdp_cost(body.event)
-        self._verify_totals(body, part, cost)
+        gate = self._verify_filter(body, part)
+        cost = gate.cost(body.event)
+        self._verify_totals(body, part, gate, cost)
+        self.filters[part] = gate
         self.spent[part] += cost
-        self.study_spent[study, part] = self.study_spent.get((study, part), Fraction(0)) + cost
+        self.study_events.setdefault((study, part), Counter())[body.event] += 1
         self.reservations[study, body.instruction] = body
         self._reserved_rounds.add((study, body.round))
 
-    def _verify_totals(self, body: PrivacyReserved, part: Part, cost: Fraction) -> None:
+    def _verify_filter(self, body: PrivacyReserved, part: Part) -> PrivacyFilter:
+        gate = filter_of(body.before)
+        _require(filter_of(body.after) == gate, "filter-kind", "Expected the same filter before and after.")
+        fixed = self.filters.get(part)
+        if fixed is None:
+            fits = isinstance(gate, RenyiFilter) == is_sampled(body.event)
+            _require(fits, "filter-kind", "Expected a GDP filter for full batches and a Renyi filter for sampled ones.")
+        else:
+            _require(gate == fixed, "filter-kind", "Expected the filter that the part's first charge fixed.")
+        return gate
+
+    def _verify_totals(self, body: PrivacyReserved, part: Part, gate: PrivacyFilter, cost: Fraction) -> None:
         assert self.cohort is not None
         before, after = body.before, body.after
         limit = exact(after.limit)
@@ -143,7 +162,7 @@ class LogRules:
             exact(after.spent) == self.spent[part] + cost, "filter-after", "Expected before plus the event's cost."
         )
         _require(exact(before.limit) == limit, "filter-limit", "Expected the same limit before and after.")
-        honest = limit_is_honest(limit, self.cohort.epsilon, self.cohort.delta)
+        honest = gate.admits_limit(limit, self.cohort.epsilon, self.cohort.delta)
         _require(honest, "filter-limit", "Expected the limit of the registered budget.")
         _require(exact(after.spent) <= limit, "filter-overspent", "Expected a total within the limit.")
 
@@ -154,12 +173,14 @@ class LogRules:
             "Expected a reservation of the round before it.",
         )
         _require((study, body.instruction) not in self.commits, "committed-twice", "It was committed before.")
+        _require(study not in self._released, "after-release", "The study's model was released before.")
         closed = self.round_is_closed(study, body.round)
         _require(not closed, "round-closed", "A record of the round was signed or answered before.")
         self.commits[study, body.instruction] = body
 
     def _admit_share(self, study: str, body: RecordSigned | ShareReleased) -> None:
         at = (study, body.round)
+        _require(study not in self._released, "after-release", "The study's model was released before.")
         answers = self._shares.get(at, {})
         if isinstance(body, RecordSigned):
             _require(at not in self._signed, "second-record", "A record of the round was signed before.")

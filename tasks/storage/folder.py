@@ -10,12 +10,15 @@ import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from schemas.errors import OperationError, PeerError
 
+# What one read may hold in memory; larger objects are streamed (`open`).
+LARGEST_READ = 1 << 30
 _KEY = re.compile(r"^[a-z0-9][A-Za-z0-9._-]*(/[a-z0-9][A-Za-z0-9._-]*)*$")
 
 
@@ -63,11 +66,18 @@ class FolderStore:
             temporary.unlink(missing_ok=True)
 
     def get(self, key: str) -> bytes | None:
-        """Returns the bytes of `key`, or None if it does not exist (yet)."""
-        try:
-            return self._path(key).read_bytes()
-        except FileNotFoundError:
+        """Returns the bytes of `key`, or None if it does not exist (yet).
+
+        Raises:
+            PeerError: `not-an-object` for a link, a pipe or another irregular file, `too-large` beyond `LARGEST_READ`.
+        """
+        handle = self._open_regular(key)
+        if handle is None:
             return None
+        with handle:
+            if os.fstat(handle.fileno()).st_size > LARGEST_READ:
+                raise PeerError("too-large", key.partition("/")[0], f"{key} is larger than {LARGEST_READ} bytes.")
+            return handle.read()
 
     def open(self, key: str) -> IO[bytes]:
         """Opens `key` for streaming.
@@ -75,25 +85,45 @@ class FolderStore:
         Raises:
             OperationError: `object-missing`.
         """
-        try:
-            return self._path(key).open("rb")
-        except FileNotFoundError:
-            raise OperationError("object-missing", f"Expected {key} in the store.") from None
+        handle = self._open_regular(key)
+        if handle is None:
+            raise OperationError("object-missing", f"Expected {key} in the store.")
+        return handle
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        return self._is_regular(self._path(key))
 
     def size(self, key: str) -> int:
         """Returns the size in bytes of `key`; 0 if it does not exist."""
         path = self._path(key)
-        return path.stat().st_size if path.is_file() else 0
+        return path.lstat().st_size if self._is_regular(path) else 0
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yields the names under `prefix` in order."""
         base = self._path(prefix)
         for path in sorted(base.rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
+            if self._is_regular(path) and not path.name.startswith("."):
                 yield path.relative_to(self.root).as_posix()
+
+    def _open_regular(self, key: str) -> IO[bytes] | None:
+        # The folder's owner is not trusted: a pipe would block the reader for ever, a link would show it another file.
+        try:
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:
+            raise PeerError("not-an-object", key.partition("/")[0], f"{key} is not a plain file.") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise PeerError("not-an-object", key.partition("/")[0], f"{key} is not a plain file.")
+        return os.fdopen(descriptor, "rb")
+
+    @staticmethod
+    def _is_regular(path: Path) -> bool:
+        try:
+            return stat.S_ISREG(path.lstat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _path(self, key: str, write: bool = False) -> Path:
         if not _KEY.match(key):

@@ -249,7 +249,7 @@ def _ask_for_another_model(evidence: Tampered) -> None:
 
 
 def _cut_a_ledger(evidence: Tampered) -> None:
-    """The checkpoint goes with the entries; what the other sites witnessed still names it."""
+    """The checkpoint goes with the entries; the closing that everybody witnessed still names it."""
     site = evidence.plan.sites[1].name
     slices = sorted(evidence.path(ledger_key(evidence.study, site, False, "")).glob("entries-*.jsonl"))
     slices[-1].unlink()
@@ -281,7 +281,7 @@ MANIPULATIONS: dict[str, tuple[Callable[[Tampered], None], str]] = {
     "certificate below Q": (_certify_below_quorum, "C17"),
     "active set below t": (_ask_a_smaller_set, "C17"),
     "different model to the sites": (_ask_for_another_model, "C21"),
-    "ledger cut with its checkpoint": (_cut_a_ledger, "C12"),
+    "ledger cut with its checkpoint": (_cut_a_ledger, "C11"),
     "reservations hidden": (_hide_a_reservation, "C12"),
     "contribution signed by the coordinator": (_move_a_contribution, "C15"),
 }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tasks.storage.folder import FolderStore
+from schemas.errors import PeerError
+from tasks.storage.folder import LARGEST_READ, FolderStore
 from tests.storage.suite import StoreSuite
 
 
@@ -41,3 +43,19 @@ except OperationError as error:
     )
     assert done.stdout.strip() == "store-full The store has no space left. Free space and run the command again."
     assert [p for p in (tmp_path / "store").rglob("*") if p.is_file()] == []
+
+
+def test_a_pipe_a_link_or_a_huge_file_in_place_of_an_object_is_refused_at_once(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    store.put("sites/a/real", b"1")
+    folder = tmp_path / "store" / "sites" / "a"
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to("/etc/passwd")
+    with (folder / "huge").open("wb") as out:
+        out.truncate(LARGEST_READ + 1)
+    for name, message in (("pipe", "not a plain file"), ("link", "not a plain file"), ("huge", "is larger than")):
+        with pytest.raises(PeerError, match=message):
+            store.get(f"sites/a/{name}")
+    assert not store.exists("sites/a/pipe")
+    assert not store.exists("sites/a/link")
+    assert list(store.list("sites/a")) == ["sites/a/huge", "sites/a/real"]

@@ -22,8 +22,9 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "refused": ("instruction", "code"),
 }
 # Entered before the message is sent: a crash in between leaves the entry alone. It is the site's own word, bound by its
-# checkpoint, and hiding the message would hide nothing that the entry does not say.
-_ENTRY_FIRST = frozenset({"refused", "record-signed", "share-released"})
+# checkpoint, and hiding the message would hide nothing that the entry does not say. Not so a refusal: a coordinator
+# that drops it and calls the site silent would pass.
+_ENTRY_FIRST = frozenset({"record-signed", "share-released"})
 # Entered after the message was sent: a crash in between leaves the message alone. What counts for privacy is the
 # reservation, and check C24 demands it for every contribution.
 _MESSAGE_FIRST = frozenset({"privacy-committed", "key-ceremony"})

@@ -30,32 +30,47 @@ def check_ledgers(context: AuditContext, findings: Findings) -> str:
 
 
 def check_closing(context: AuditContext, findings: Findings) -> str | NotApplicable:
-    """Looks for the closing checkpoint of every site; one is missed only if Q others closed without having seen it."""
-    open_ended: list[str] = []
-    for site in context.plan.sites:
-        with findings.at(f"ledger of {site.name}"):
-            if not context.has_log(site.name) or context.log(site.name).checkpoint is None:
-                open_ended.append(site.name)
-                continue
-            _expect_closed(context.log(site.name), findings)
-    if not open_ended:
-        return f"{len(context.plan.sites)} checkpoints"
-    _expect_witnessed_absence(context, findings, open_ended)
-    return NotApplicable(
-        f"silent at the end, later entries unknown: {', '.join(open_ended)}; all other ledgers are closed"
-    )
+    """Compares the logs with their checkpoints, and these with the closing that at least Q sites witnessed."""
+    owners = [context.plan.coordinator.name, *(site.name for site in context.plan.sites)]
+    closed: list[str] = []
+    for owner in owners:
+        with findings.at(f"ledger of {owner}"):
+            if context.has_log(owner) and context.log(owner).checkpoint is not None:
+                _expect_closed(context.log(owner), findings)
+                closed.append(owner)
+    if context.released:
+        closed = _expect_listed(context, findings)
+        _expect_witnesses(context, findings)
+    absent = [owner for owner in owners if owner not in closed]
+    if absent:
+        return NotApplicable(f"silent at the end, later entries unknown: {', '.join(absent)}; all others are closed")
+    return f"{len(closed)} checkpoints, {len(context.select('witness'))} witnesses"
 
 
-def _expect_witnessed_absence(context: AuditContext, findings: Findings, absent: list[str]) -> None:
-    # A checkpoint that the exporter left out would be in the witnesses' statements, which it cannot sign for them.
+def _expect_listed(context: AuditContext, findings: Findings) -> list[str]:
+    closing = context.closing
+    listed = dict(closing.predicate.checkpoints)
+    findings.expect(context.plan.coordinator.name in listed, closing.path, "does not list the study log")
+    for owner, digest in listed.items():
+        with findings.at(f"ledger of {owner}"):
+            checkpoint = context.log(owner).checkpoint
+            same = checkpoint is not None and checkpoint.digest == digest
+            findings.expect(same, f"ledger of {owner}", "is not closed by the checkpoint that the closing lists")
+    return list(listed)
+
+
+def _expect_witnesses(context: AuditContext, findings: Findings) -> None:
+    # A site's owner and the coordinator together could otherwise cut a log after everybody had seen it.
+    closing, quorum = context.closing, context.plan.threshold.certificate_quorum
     witnesses = context.select("witness")
-    quorum = context.plan.threshold.certificate_quorum
-    for site in absent:
-        findings.expect(
-            len(witnesses) >= quorum,
-            f"ledger of {site}",
-            f"has no closing checkpoint, and fewer than Q = {quorum} sites witnessed the end without it",
-        )
+    for item in witnesses:
+        with findings.at(item.path):
+            name = item.site or context.plan.coordinator.name
+            witness = context.signed(item.path, Witness, name, context.identity_key(name)).predicate
+            findings.expect(witness.witness == name, item.path, "is in another name")
+            same = (witness.closing, witness.seen) == (closing.digest, closing.predicate.checkpoints)
+            findings.expect(same, item.path, "witnessed other checkpoints than the closing lists")
+    findings.expect(len(witnesses) >= quorum, closing.path, f"was witnessed by fewer than Q = {quorum} sites")
 
 
 def check_witnessing(context: AuditContext, findings: Findings) -> str:
@@ -65,16 +80,6 @@ def check_witnessing(context: AuditContext, findings: Findings) -> str:
         with findings.at(place):
             verify_position(context.tree(owner), owner, position)
             count += 1
-    for item in context.select("witness"):
-        with findings.at(item.path):
-            name = item.site or context.plan.coordinator.name
-            witness = context.signed(item.path, Witness, name, context.identity_key(name)).predicate
-            findings.expect(witness.witness == name, item.path, "is in another name")
-            for owner, digest in witness.seen:
-                checkpoint = context.log(owner).checkpoint
-                same = checkpoint is not None and checkpoint.digest == digest
-                findings.expect(same, item.path, f"saw another checkpoint of {owner} than the one published")
-                count += 1
     return f"{count} positions"
 
 
@@ -127,16 +132,16 @@ CHECKS = (
     Check(
         "C11",
         "Every ledger is closed by a checkpoint",
-        "No entry was cut from the end of a ledger. Not applicable names sites that were gone at the end, as at least Q "
-        "others witnessed.",
+        "No entry was cut from the end of a log: at least Q sites verified exactly these. Not applicable names sites "
+        "that were gone at the end.",
         "Anything about entries that a site made after its checkpoint.",
         check_closing,
     ),
     Check(
         "C12",
         "Positions that others signed lie on the published logs",
-        "No participant rewrote its log after somebody built on it: contributions, refusals, instructions and "
-        "witnesses carry size and root.",
+        "No participant rewrote its log after somebody built on it: contributions, refusals and instructions "
+        "carry size and root.",
         "That every entry was witnessed: those after the last position rest on the checkpoint.",
         check_witnessing,
     ),

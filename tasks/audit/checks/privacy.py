@@ -8,7 +8,8 @@ from schemas.ledger import CohortRegistered, GaussianEvent, LedgerEntry, Privacy
 from schemas.messages import EpsilonReport
 from tasks.audit.context import AuditContext, Log
 from tasks.audit.registry import Check, Findings, NotApplicable
-from tasks.privacy.accounting import epsilon_report, exact, gdp_cost, limit_is_honest
+from tasks.privacy.accounting import epsilon_of_events, epsilon_report, exact, is_sampled
+from tasks.privacy.filters import PrivacyFilter, RenyiFilter, choose_filter, filter_of
 from tasks.privacy.mechanism import mechanism_for
 from tasks.privacy.recompute import check_recomputations
 
@@ -68,29 +69,39 @@ def check_filter(context: AuditContext, findings: Findings) -> str | NotApplicab
 def _replay_filter(findings: Findings, log: Log) -> None:
     spent = dict.fromkeys(PARTS, Fraction(0))
     budget: CohortRegistered | None = None
+    filters: dict[str, PrivacyFilter] = {}
+    charged: set[str] = set()
     for place, _, entry in log.entries:
         body = entry.body
         if isinstance(body, CohortRegistered):
             budget = body
         if not isinstance(body, PrivacyReserved):
             continue
-        part = body.event.data
+        part, gate = body.event.data, filter_of(body.before)
+        suits = filters.setdefault(part, gate) == gate == filter_of(body.after)
+        findings.expect(suits, place, "changes the filter that the first charge fixed")
+        first = part not in charged
+        charged.add(part)
+        suits = not first or isinstance(gate, RenyiFilter) == is_sampled(body.event)
+        findings.expect(suits, place, "begins a filter of another kind than its mechanism needs")
         findings.expect(exact(body.before.spent) == spent[part], place, "does not start from the total before it")
-        spent[part] += gdp_cost(body.event)
+        spent[part] += gate.cost(body.event)
         findings.expect(exact(body.after.spent) == spent[part], place, "does not add the cost of its event")
         findings.expect(spent[part] <= exact(body.after.limit), place, "exceeds the site's budget")
         if budget is None:
             findings.add(place, "charges a data source that has no budget")
             continue
-        honest = limit_is_honest(exact(body.after.limit), budget.epsilon, budget.delta)
+        honest = gate.admits_limit(exact(body.after.limit), budget.epsilon, budget.delta)
         findings.expect(honest, place, "states a larger limit than the registered budget gives")
 
 
 def _check_study_total(context: AuditContext, findings: Findings, site: str) -> None:
     budget = context.plan.budget
     for part in PARTS:
-        total = sum((gdp_cost(event) for event in _events(context, site, part)), Fraction(0))
-        within = limit_is_honest(total, budget.epsilon, budget.delta)
+        events = _events(context, site, part)
+        gate = choose_filter(events, budget.epsilon, budget.delta)
+        total = sum((gate.cost(event) for event in events), Fraction(0))
+        within = gate.admits_limit(total, budget.epsilon, budget.delta)
         findings.expect(
             within, f"ledger of {site}", f"the study's {part} charges exceed the plan's epsilon {budget.epsilon}"
         )
@@ -132,8 +143,9 @@ def check_opacus(context: AuditContext, findings: Findings) -> str | NotApplicab
     lists = _charge_lists(context, findings)
     if not lists:
         return NotApplicable("nothing was charged")
-    site, events = max(lists.items(), key=lambda pair: sum(gdp_cost(event) for event in pair[1]))
-    for result in check_recomputations(events, context.plan.budget.delta):
+    delta = context.plan.budget.delta
+    site, events = max(lists.items(), key=lambda pair: float(epsilon_of_events(pair[1], delta)))
+    for result in check_recomputations(events, delta):
         if result.passed is None:
             return NotApplicable("Opacus is not installed here")
         findings.expect(result.passed, f"ledger of {site}", f"{result.name}: {result.detail}")
