@@ -81,7 +81,8 @@ class CeremonyParty:
         self._sent = {other: os.urandom(_MASK_KEY_BYTES) for other in self._points if other != name}
         self._noise = os.urandom(32)
         self._own: dict[str, object] = {}
-        self._phases: list[dict[str, rules.CeremonyMessage]] = []
+        # What was accepted so far; a phase counts only when all of it verified, so that a refusal changes nothing.
+        self._phases: list[Mapping[str, rules.CeremonyMessage]] = []
 
     @classmethod
     def begin(cls, plan: StudyPlan, epoch: int, name: str, signing_key: Ed25519PrivateKey) -> CeremonyParty:
@@ -104,12 +105,14 @@ class CeremonyParty:
         """Opens the nonce after everybody committed."""
         rules.verify_nonce_commits(self._plan, commits)
         self._commits = self._phase(0, commits)
+        self._phases.append(self._commits)
         return self._remember(NonceOpen(sid=self._sid, sender=self._name, nonce=self._nonce))
 
     def key_commit(self, opens: Mapping[str, NonceOpen]) -> KeyCommit:
         """Derives the common polynomial, draws the secret and commits to its public share."""
         self._nonces = self._phase(1, opens)
         self._seed = rules.derive_seed(self._sid, self._commits, self._nonces)
+        self._phases.append(self._nonces)
         self._secret, public = self._generate_key()
         self._public_blob = rules.write_public_share(self._plan, self._sid, self._name, public, self._signing)
         self._blinding = os.urandom(32).hex()
@@ -119,6 +122,7 @@ class CeremonyParty:
     def key_open(self, commits: Mapping[str, KeyCommit]) -> KeyOpenParts:
         """Opens the public share and seals one share of the secret, with a mask key, to every other holder."""
         self._key_commits = self._phase(2, commits)
+        self._phases.append(self._key_commits)
         shares = self._deal()
         self._own_share = shares.pop(self._name)
         sealed = {other: self._seal(other, share) for other, share in shares.items()}
@@ -147,6 +151,7 @@ class CeremonyParty:
         rules.verify_key_opens(self._plan, self._key_commits, self._opens)
         self._public_key = rules.sum_public_key(self._plan, self._sid, self._seed, self._opens, public_shares)
         self._keys = self._collect(sealed)
+        self._phases.append(self._opens)
         self._test_seed = rules.derive_test_seed(self._phases)
         blobs = tuple(self._test_share(number) for number in rules.own_tests(self._plan, self._name))
         digests = tuple(sha256_hex(blob) for blob in blobs)
@@ -168,6 +173,7 @@ class CeremonyParty:
         verified = self._phase(4, tests)
         rules.verify_self_tests(self._plan, self._sid, self._public_key, self._test_seed, verified, shares)
         transcript, sid_star = derive_transcript(self._plan, self._epoch, digests)
+        self._phases.append(verified)
         secrets = EpochSecrets(
             self._name, self._epoch, sid_star, transcript, self._keys, self._epoch_signing, self._epoch_hpke
         )
@@ -185,7 +191,6 @@ class CeremonyParty:
         mine = verified[self._name]
         if mine != self._own.get(type(mine).__name__):
             raise PeerError("ceremony-mismatch", "coordinator", "this holder's own message came back altered.")
-        self._phases.append(dict(verified))
         return verified
 
     def _generate_key(self) -> tuple[Int64, UInt64]:

@@ -102,10 +102,12 @@ def derive_parameters(plan: StudyPlan) -> SumParameters:
     shares = RING_DEGREE * (plan.rounds_per_epoch * MAX_SETS + tests) * honest
     statistical = bits + 1 - (noise * shares - 1).bit_length()
     if statistical < MIN_STATISTICAL_BITS:
+        spare = (1 << max(bits + 1 - MIN_STATISTICAL_BITS, 0)) // (noise * RING_DEGREE * honest)
+        rounds = max((spare - tests) // MAX_SETS, 0)
         raise PlanError(
             "sum-parameters",
             f"Smudging hides {statistical} bits and at least {MIN_STATISTICAL_BITS} are needed.",
-            "Use fewer key holders, contributors or rounds per epoch.",
+            f"Set rounds_per_epoch to {rounds}." if rounds else "Use fewer key holders or contributors.",
         )
     return SumParameters(
         key_holders=holders,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -21,6 +23,38 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if fuzzing is not None and sum(fuzzing.COUNTED.values()):
         counted = ", ".join(f"{number:,} {what}" for what, number in fuzzing.COUNTED.items())
         terminalreporter.write_line(f"fuzz: {counted}; no crash, no acceptance")
+
+
+def fingerprint(round_: Round) -> str:
+    """Digest of everything that a round and its ceremony hold, files included."""
+    ceremony, digest = round_.ceremony, sha256()
+    shown = [ceremony.envelopes, ceremony.blobs, ceremony.sealed, round_.envelopes, round_.certificate]
+    shown += [round_.key_blobs(), *({h: b[h] for h in b} for b in (p.shamir for p in round_.parts.values()))]
+    for blobs in shown:
+        for name in sorted(blobs):
+            digest.update(f"{name}".encode() + blobs[name])
+    for secrets in ceremony.secrets.values():
+        digest.update(secrets.to_bytes())
+    for site in round_.parts:
+        digest.update(round_.bulk(site).read_bytes())
+    digest.update(f"{round_.record}{round_.record_digest}{round_.context.instruction}".encode() + round_.key_sum)
+    return digest.hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def nothing_changed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test that is handed the shared round leaves it, and the ceremony's secrets, exactly as they were.
+
+    So whatever a test sees refused has changed nothing: no record, no signature, no key, no file.
+    """
+    if "certified" not in request.fixturenames:
+        yield
+        return
+    round_ = request.getfixturevalue("certified")
+    before, files = fingerprint(round_), sorted(round_.folder.iterdir())
+    yield
+    assert fingerprint(round_) == before
+    assert set(round_.folder.iterdir()) - set(files) <= {round_.folder / "sum.bulk"}
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,9 @@ from schemas.canonical import sha256_hex
 from schemas.envelope import envelope_digest, open_envelope, sign_envelope
 from schemas.errors import OperationError, PeerError, PlanError
 from schemas.messages import KeyOpen, NonceCommit, NonceOpen, TranscriptSignature
+from schemas.wire import Kind, write_blob
 from tasks.secure_sum import ckks
+from tasks.secure_sum import transcript as rules
 from tasks.secure_sum.ceremony import PHASES, CeremonyParty, derive_public_epoch, derive_transcript
 from tasks.secure_sum.epoch import EpochSecrets, holder_points
 from tasks.secure_sum.modular import prime_field
@@ -273,3 +275,37 @@ def test_a_malformed_hpke_key_stops_the_ceremony_by_name() -> None:
     with pytest.raises(PeerError, match="site-03: its epoch HPKE key is malformed"):
         parties["site-00"].nonce_open(commits | {"site-03": broken})
     assert parties["site-00"]._phases == []
+
+
+def test_a_ceremony_blob_that_is_missing_is_named_and_may_still_arrive() -> None:
+    plan, parties, parts = run_until_key_open()
+    messages, shares, sealed = inputs(parts, "site-00")
+    party = parties["site-00"]
+    for name in ("site-01", "site-03"):
+        with pytest.raises(PeerError, match=f"{name}: a ceremony blob is missing"):
+            party.self_test(messages, shares, {n: b for n, b in sealed.items() if n != name})
+        with pytest.raises(PeerError, match=f"{name}: a ceremony blob is missing"):
+            party.self_test(messages, {n: b for n, b in shares.items() if n != name}, sealed)
+        assert len(party._phases) == 3
+    tests = {n: p.self_test(*inputs(parts, n)) for n, p in parties.items()}
+    published = {n: t.message for n, t in tests.items()}
+    short = {n: t.shares for n, t in tests.items()} | {"site-02": tests["site-02"].shares[1:]}
+    with pytest.raises(PeerError, match="site-02: expected one self-test share per active set it is in"):
+        party.finish(published, short, {})
+    assert len(party._phases) == 4
+    assert own_tests(plan, "site-02")
+
+
+def test_a_dealt_share_that_does_not_open_is_named() -> None:
+    _, parties, parts = run_until_key_open()
+    messages, shares, sealed = inputs(parts, "site-00")
+    plan, name = parties["site-00"]._plan, "site-03"
+    header = rules.ceremony_header(plan, parties["site-00"]._sid, Kind.SEALED_KEY, name, "site-00")
+    size = len(sealed[name]) - len(header.encode()) - 96
+    junk = write_blob(header, bytes(size), identities(4)[name].signing)
+    listed = dict(messages[name].sealed) | {"site-00": sha256_hex(junk)}
+    dealt = messages | {name: messages[name].model_copy(update={"sealed": tuple(sorted(listed.items()))})}
+    with pytest.raises(PeerError, match="site-03: the share it dealt to this holder does not open"):
+        parties["site-00"].self_test(dealt, shares, sealed | {name: junk})
+    assert len(parties["site-00"]._phases) == 3
+    assert parties["site-00"].self_test(messages, shares, sealed).shares

@@ -175,6 +175,16 @@ def test_deeply_nested_json_is_refused(depth: int, targets: Targets) -> None:
     assert outcome(targets["Record"].parse, b'{"payload":' + b"[" * depth + b"]" * depth + b"}") == "refused"
 
 
+def test_json_that_is_not_canonical_or_too_large_is_refused(targets: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = targets["Record"].data
+    spaced = json.dumps(json.loads(data), sort_keys=True).encode()
+    with pytest.raises(PeerError, match="general: a Record from general is not in canonical form"):
+        targets["Record"].read(spaced)
+    monkeypatch.setattr("schemas.canonical.MAX_JSON_BYTES", len(data) - 1)
+    with pytest.raises(PeerError, match=f"is larger than {len(data) - 1} bytes"):
+        targets["Record"].read(data)
+
+
 @given(st.binary(max_size=400) | st.binary(min_size=120, max_size=400).map(lambda tail: b"CSUM\x01\x00\x06\x00" + tail))
 @fuzz
 def test_any_bytes_are_a_header_or_are_refused(data: bytes) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
 
 from schemas.errors import PlanError
 from schemas.threshold import Threshold
+from tasks.secure_sum import parameters
 from tasks.secure_sum.modular import is_prime
 from tasks.secure_sum.parameters import (
     derive_parameters,
@@ -55,6 +57,30 @@ def test_a_sum_that_no_safe_modulus_holds_is_refused_with_the_remedy() -> None:
     assert caught.value.code == "sum-parameters"
     lower = int(caught.value.remedy.split("scale_bits by ")[1].split(",")[0])
     derive_parameters(make_plan(5, scale_bits=24 - lower, patients=100_000_000))
+
+
+@pytest.mark.parametrize(
+    ("needed", "remedy"), [(122, r"Set rounds_per_epoch to (\d+)"), (200, r"Use fewer key holders")]
+)
+def test_smudging_that_hides_too_little_is_refused_with_the_nearest_plan(
+    needed: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(5)
+    monkeypatch.setattr(parameters, "MIN_STATISTICAL_BITS", needed)
+    rule = f"Smudging hides 121 bits and at least {needed} are needed"
+    with pytest.raises(PlanError, match=f"{rule}. {remedy}") as caught:
+        derive_parameters(plan)
+    if found := re.search(r"to (\d+)", caught.value.remedy):
+        nearest = int(found[1])
+        assert derive_parameters(plan.model_copy(update={"rounds_per_epoch": nearest})).statistical_bits >= needed
+        with pytest.raises(PlanError, match="Smudging hides"):
+            derive_parameters(plan.model_copy(update={"rounds_per_epoch": nearest + 1}))
+
+
+def test_a_modulus_above_the_security_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parameters, "SECURITY_LIMIT_BITS", 199)
+    with pytest.raises(PlanError, match="above the limit for 128 bits of security"):
+        derive_parameters(make_plan(5))
 
 
 def test_large_committees_still_hide_enough() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tasks.secure_sum.record import (
     verify_record,
     verify_record_form,
 )
+from tasks.secure_sum.transcript import unpack_rows
 from tests.secure_sum.rounds import LENGTH, SITES, copy_of, signing, values_of
 from tests.secure_sum.world import Round, make_context, shared_ceremony, sign
 
@@ -173,3 +175,47 @@ def test_contributions_of_other_rounds_attempts_and_instructions_are_refused(cer
         other = make_context(shared_ceremony(5), LENGTH, **change)
         with pytest.raises(PeerError, match="site-00: its contribution does not answer this instruction"):
             verify_contribution(other, certified.envelopes["site-00"], "site-00")
+
+
+def test_a_site_that_was_not_asked_does_not_contribute(certified: Round) -> None:
+    people = tuple(SITES[:4])
+    context = make_context(shared_ceremony(5), LENGTH, participants=people)
+    with pytest.raises(PeerError, match="site-04: it is not a participant of this instruction"):
+        verify_contribution(context, certified.envelopes["site-04"], "site-04")
+
+
+def test_secrets_of_another_epoch_sign_and_open_nothing(certified: Round) -> None:
+    secrets = replace(certified.ceremony.secrets["site-00"], epoch=2)
+    arguments = certified.envelopes, certified.key_blobs(), certified.shamir_blobs("site-00")
+    assert certified.record is not None
+    with pytest.raises(PeerError, match="coordinator: this holder's secrets belong to another epoch"):
+        verify_record(secrets, certified.context, certified.record, *arguments, certified.envelopes["site-00"])
+
+
+def test_bulk_that_is_missing_or_ends_while_it_is_read_is_named(certified: Round, tmp_path: Path) -> None:
+    message = certified.opened()["site-02"]
+    with pytest.raises(PeerError, match="site-02: its bulk blob cannot be read"):
+        verify_bulk(certified.context, message, tmp_path / "missing")
+    request = certified.request(tuple(SITES[:3]))
+    shares = {h: certified.share(h, request) for h in SITES[:3]}
+    record, digest = certified.record, certified.record_digest
+    assert record is not None
+    with pytest.raises(PeerError, match="coordinator: its bulk blob cannot be read"):
+        open_sum(certified.context, record, digest, request, certified.key_sum, tmp_path / "missing", shares)
+
+    class Shrinking(type(tmp_path)):  # type: ignore[misc]
+        """A file that is cut by its owner after its size was checked."""
+
+        def stat(self, **_: Any) -> Any:
+            return certified.bulk("site-02").stat()
+
+    shrunk = Shrinking(tmp_path / "shrunk")
+    shrunk.write_bytes(certified.bulk("site-02").read_bytes()[:-100])
+    with pytest.raises(PeerError, match="site-02: a bulk blob ended while it was read"):
+        verify_bulk(certified.context, message, shrunk)
+    assert [path.name for path in tmp_path.iterdir()] == ["shrunk"]
+
+
+def test_packed_rows_of_another_length_are_refused() -> None:
+    with pytest.raises(PeerError, match="site-00: packed residues do not have their exact length"):
+        unpack_rows(bytes(13), (2**31 - 1,), 3, "site-00")
