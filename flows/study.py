@@ -117,7 +117,7 @@ async def _next_round(
 
     async def record_outcome(outcome: RoundOutcome) -> None:
         # Quoted: Prefect would look through these values for arrows to draw.
-        await record(context, tracker, quote(outcome), quote(before))
+        await record(quote(context), tracker, quote(outcome), quote(before))
 
     try:
         outcome = await run_round(context, state.public, before, round_, kind, record_outcome)

@@ -10,7 +10,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import click
 
 from infra.demo.server import ControlPlane, open_control_plane
-from infra.demo.workdir import Workdir
+from infra.demo.workdir import DemoState, Workdir
 from infra.processes import ChildProcess, WorkdirLock, find_free_port, start_process
 from infra.settings import participant_environment, read_environment
 from schemas.errors import OperationError
@@ -53,38 +54,54 @@ def run_ui(path: Path, browser: bool) -> None:
     given_url = read_environment().prefect_api_url
     # A terminated program stops its servers in order, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    click.echo("Starting MLflow and Prefect; this takes up to a minute.", err=True)
     try:
-        click.echo("Starting MLflow and Prefect; this takes up to a minute.", err=True)
         with (
-            WorkdirLock(workdir.root),
+            _hold(workdir, state),
+            _start_mlflow(workdir) as mlflow,
             open_control_plane(workdir, given_url, None, state.prefect_port) as control,
         ):
-            mlflow, address = _start_mlflow(workdir, control)
-            try:
-                pages = _find_pages(address, control, state.study)
-                _show(address, control, pages)
-                if browser:
-                    webbrowser.open(pages.study_in_mlflow or address)
-                    webbrowser.open(pages.study_in_prefect or control.ui_url)
-                while mlflow.is_alive():
-                    control.verify_alive(workdir.logs)
-                    time.sleep(0.5)
-                raise OperationError("mlflow-died", f"MLflow ended; see {mlflow.log}.", "Run the command again.")
-            finally:
-                mlflow.stop()
+            mlflow.wait()
+            pages = _find_pages(mlflow.address, control, state.study)
+            _show(mlflow.address, control, pages)
+            if browser:
+                webbrowser.open(pages.study_in_mlflow or mlflow.address)
+                webbrowser.open(pages.study_in_prefect or control.ui_url)
+            while True:
+                mlflow.verify_alive()
+                control.verify_alive(workdir.logs)
+                time.sleep(0.5)
     except KeyboardInterrupt:
         click.echo("Stopped.")
 
 
+@contextmanager
+def _hold(workdir: Workdir, state: DemoState) -> Iterator[None]:
+    """Holds the workdir, or says where a demo that still runs can be watched."""
+    lock = WorkdirLock(workdir.root)
+    try:
+        lock.__enter__()
+    except OperationError as error:
+        if error.code != "workdir-in-use":
+            raise
+        watch = f"Watch it at http://127.0.0.1:{state.prefect_port}" if state.prefect_port else "Wait until it ends"
+        raise OperationError(error.code, error.message, f"{watch}; run the command again when it has ended.") from None
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
 def _show(address: str, control: ControlPlane, pages: _Pages) -> None:
-    # MLflow opens on its pages for language models; only this word in an address leads to the others.
-    click.echo(f'MLflow:  {address}  (choose "Model training" at the top left)')
-    if pages.study_in_mlflow:
-        click.echo(f"  study: {pages.study_in_mlflow}")
-    if pages.model_in_mlflow:
-        click.echo(f"  model: {pages.model_in_mlflow}")
+    click.echo(f"MLflow:  {address}")
     click.echo(f"Prefect: {control.ui_url}")
-    click.echo(f"  study: {pages.study_in_prefect or 'its runs are not in the database of this Prefect server'}")
+    if pages.study_in_mlflow:
+        click.echo(f"The study in MLflow:  {pages.study_in_mlflow}")
+    if pages.model_in_mlflow:
+        click.echo(f"The released model:   {pages.model_in_mlflow}")
+    click.echo(f"The study in Prefect: {pages.study_in_prefect or 'not in the database of this server'}")
+    # Otherwise MLflow shows its pages for language models, without the model registry.
+    click.echo('In MLflow choose "Model training" at the top left.')
     click.echo("Press Ctrl-C to stop both.")
 
 
@@ -119,23 +136,47 @@ def _ask(url: str, body: Mapping[str, object] | None = None) -> Any:
         return {}
 
 
-def _start_mlflow(workdir: Workdir, control: ControlPlane) -> tuple[ChildProcess, str]:
+class _Mlflow:
+    """MLflow's server while it starts and runs; leaving the context stops it."""
+
+    def __init__(self, process: ChildProcess, address: str) -> None:
+        self.address = address
+        self._process = process
+        self._deadline = time.monotonic() + _START_SECONDS
+
+    def __enter__(self) -> _Mlflow:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stop()
+
+    def wait(self) -> None:
+        """Waits until the server answers; raises OperationError `mlflow-died`."""
+        while not _is_answering(f"{self.address}/health"):
+            self.verify_alive()
+            if time.monotonic() > self._deadline:
+                raise OperationError(
+                    "mlflow-died", f"MLflow is too slow; see {self._process.log}.", "Free memory and retry."
+                )
+            time.sleep(0.25)
+
+    def verify_alive(self) -> None:
+        """Raises OperationError `mlflow-died` if the server has ended."""
+        if not self._process.is_alive():
+            raise OperationError("mlflow-died", f"MLflow ended; see {self._process.log}.", "Run the command again.")
+
+
+def _start_mlflow(workdir: Workdir) -> _Mlflow:
+    """Starts MLflow's server without waiting for it: Prefect's starts meanwhile."""
     home, port = workdir.coordinator, find_free_port()
-    environment = participant_environment(home, control.variables(home))
+    environment = participant_environment(home, {})
     # Without its job runner MLflow needs two processes instead of ten; its gateway to language models has no use here.
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ENABLE_AI_GATEWAY": "false"}
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(home / "mlartifacts")]
-    mlflow = start_process("MLflow", command, log=workdir.log("mlflow"), environment=environment, folder=home)
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + _START_SECONDS
-    while not _is_answering(f"{address}/health"):
-        if not mlflow.is_alive() or time.monotonic() > deadline:
-            mlflow.kill()
-            raise OperationError("mlflow-died", f"MLflow did not start; see {mlflow.log}.", "Free memory and retry.")
-        time.sleep(0.25)
-    return mlflow, address
+    process = start_process("MLflow", command, log=workdir.log("mlflow"), environment=environment, folder=home)
+    return _Mlflow(process, f"http://127.0.0.1:{port}")
 
 
 def _is_answering(url: str) -> bool:

@@ -142,6 +142,9 @@ def verify_pages(root: Path) -> None:
             assert found is not None
             with opener.open(found[1], timeout=30) as answer:
                 assert answer.status == 200
+        said = "".join(iter(pages.stdout.readline, "Press Ctrl-C to stop both.\n"))
+        for page in ("/#/experiments/1/runs/", "/#/models/breast-cancer-logistic/versions/1", "/runs/flow-run/"):
+            assert page in said
         pages.send_signal(signal.SIGINT)
         assert pages.wait(60) == 0
     assert processes_of(str(root)) == []
