@@ -176,6 +176,8 @@ def render(rows: list[tuple[Measured, Measured | None]], console: Console, proce
     console.print(table)
     console.print("\nBytes, ratio to plain TenSEAL with one shared key:\n")
     console.print(upload)
+    if processes > 1:
+        console.print("\nCPU s and peak MiB are of the leading process alone: read wall s.")
     console.print(f"\n{describe_machine()}")
 
 

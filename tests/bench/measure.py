@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ class Cost:
     """What one step of one party took.
 
     Attributes:
-        cpu_seconds: Processor time, that of processes it started included.
+        cpu_seconds: Processor time of the process; a fork server's children do not count here.
         wall_seconds: Elapsed time.
-        peak_bytes: Largest resident memory of the process, interpreter and libraries included.
+        peak_bytes: Largest resident memory of the process, interpreter, libraries and mapped files included.
     """
 
     cpu_seconds: float
@@ -45,16 +44,10 @@ def measure(step: Callable[[], T]) -> tuple[T, Cost]:
 
 def _run(step: Callable[[], Any], sender: Any) -> None:
     _reset_peak()
-    cpu, wall = _cpu_seconds(), time.perf_counter()
+    cpu, wall = time.process_time(), time.perf_counter()
     result = step()
-    cost = Cost(_cpu_seconds() - cpu, time.perf_counter() - wall, _peak_bytes())
+    cost = Cost(time.process_time() - cpu, time.perf_counter() - wall, _peak_bytes())
     sender.send((result, cost))
-
-
-def _cpu_seconds() -> float:
-    # A pool's processes count from when they ended; they have when a step returns.
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _reset_peak() -> None:
