@@ -14,6 +14,7 @@ from prefect.utilities.annotations import quote
 from flows.ceremony import run_ceremony
 from flows.context import CoordinatorContext
 from flows.figures import bytes_down, bytes_up, refusal_codes
+from flows.leftovers import close_leftover_runs
 from flows.pages import show_round, study_tag
 from flows.release import Released, run_release
 from flows.release_steps import released_metrics
@@ -68,6 +69,7 @@ async def run_study(context: CoordinatorContext) -> Released:
         context.progress.emit("study-done", complete=not state.reason, reason=state.reason)
         return released
 
+    await close_leftover_runs(context.study)
     with tags(study_tag(context.study)):
         return await study_flow()
 

@@ -143,6 +143,7 @@ def verify_pages(root: Path) -> None:
             with opener.open(found[1], timeout=30) as answer:
                 assert answer.status == 200
         said = "".join(iter(pages.stdout.readline, "Press Ctrl-C to stop both.\n"))
+        assert "The study in Prefect: http" in said
         for page in ("/#/experiments/1/runs/", "/#/models/breast-cancer-logistic/versions/1", "/runs/flow-run/"):
             assert page in said
         pages.send_signal(signal.SIGINT)
