@@ -70,6 +70,19 @@ class FilterState(Strict):
     limit: Decimal
 
 
+class RenyiState(Strict):
+    """Totals of a filter in Renyi divergence at one integer `order`, fixed with the part's first charge."""
+
+    kind: Literal["renyi"] = "renyi"
+    order: int = Field(ge=2, le=256)
+    data: Literal["training", "held-out"]
+    spent: Decimal
+    limit: Decimal
+
+
+FilterTotals = Annotated[FilterState | RenyiState, Field(discriminator="kind")]
+
+
 class PlanApproved(Strict):
     kind: Literal["plan-approved"] = "plan-approved"
     approval: Digest
@@ -96,8 +109,8 @@ class PrivacyReserved(Strict):
     instruction: Digest
     round: int
     event: PrivacyEvent
-    before: FilterState
-    after: FilterState
+    before: FilterTotals
+    after: FilterTotals
 
 
 class PrivacyCommitted(Strict):
@@ -119,7 +132,7 @@ class Refused(Strict):
     instruction: Digest
     code: str
     requested: Decimal | None = None
-    before: FilterState | None = None
+    before: FilterTotals | None = None
 
 
 class KeyCeremony(Strict):

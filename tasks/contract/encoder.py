@@ -50,6 +50,16 @@ class Cohort:
         """The held-out patients, renumbered."""
         return self._select(self.held_out)
 
+    def only(self, patients: NDArray[np.bool_]) -> Cohort:
+        """The patients marked in bool (patients,), renumbered.
+
+        Raises:
+            ValueError: one mark per patient is missing.
+        """
+        if patients.shape != (self.patient_count,):
+            raise ValueError("expected one mark per patient")
+        return self._select(patients[self.patients])
+
     def _select(self, rows: NDArray[np.bool_]) -> Cohort:
         patients = np.unique(self.patients[rows], return_inverse=True)[1].astype(np.int64)
         return Cohort(self.features[rows], self.labels[rows], patients, self.held_out[rows])

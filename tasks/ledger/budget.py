@@ -6,6 +6,7 @@ replayed instruction finds its reservation and spends nothing; nothing here can 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,7 +15,7 @@ from schemas.errors import BudgetError, ConsiliumError
 from schemas.ledger import (
     NO_STUDY,
     CohortRegistered,
-    FilterState,
+    FilterTotals,
     PrivacyCommitted,
     PrivacyEvent,
     PrivacyReserved,
@@ -23,14 +24,15 @@ from schemas.ledger import (
 from schemas.plan import BudgetSpec, StudyPlan
 from tasks.ledger.rules import PARTS, LogRules, Part
 from tasks.ledger.store import LedgerStore
-from tasks.privacy.accounting import epsilon_of_cost, exact, format_decimal, gdp_cost, gdp_limit
+from tasks.privacy.accounting import exact, format_decimal, gdp_limit, is_sampled
+from tasks.privacy.filters import GdpFilter, PrivacyFilter, choose_filter, filter_of
 from tasks.privacy.mechanism import evaluation_mechanism, training_mechanism
 
 
 class BudgetExceeded(BudgetError):
-    """The request does not fit. `requested` is its cost (GDP mu^2) and `before` the totals that it did not fit into."""
+    """The request does not fit. `requested` is its cost in the filter's unit, `before` the totals before it."""
 
-    def __init__(self, code: str, message: str, remedy: str, requested: str, before: FilterState) -> None:
+    def __init__(self, code: str, message: str, remedy: str, requested: str, before: FilterTotals) -> None:
         super().__init__(code, message, remedy)
         self.requested = requested
         self.before = before
@@ -43,8 +45,8 @@ class BudgetState:
     cohort: str
     epsilon: str
     delta: str
-    training: FilterState
-    held_out: FilterState
+    training: FilterTotals
+    held_out: FilterTotals
 
 
 def register_cohort(store: LedgerStore, cohort: str, epsilon: str, delta: str) -> None:
@@ -83,7 +85,7 @@ def reserve(
     event: PrivacyEvent,
     study: str,
     study_budget: BudgetSpec | None = None,
-) -> FilterState:
+) -> FilterTotals:
     """Charges `event` in one transaction with the check that it fits, and returns the totals after it.
 
     A replay of the same instruction returns the stored totals and spends nothing.
@@ -99,7 +101,8 @@ def reserve(
 
     Raises:
         BudgetExceeded: `budget-exceeded`, `study-budget-exceeded`, naming requested, spent and limit; nothing charged.
-        BudgetError: `cohort-unregistered`, `cohort-mismatch`, `reservation-mismatch`, `event-inconsistent`.
+        BudgetError: `cohort-unregistered`, `cohort-mismatch`, `reservation-mismatch`, `event-inconsistent`,
+            `sampling-unsupported` (a sampled batch where the part's first charge fixed the GDP filter).
         EvidenceError: the plan was not approved in this ledger, or the round is closed.
     """
     with store.transaction() as log:
@@ -190,41 +193,54 @@ def describe_budget(store: LedgerStore, plan: StudyPlan | None = None) -> str:
 
 def _decide(
     rules: LogRules, cohort: str, event: PrivacyEvent, study: str, study_budget: BudgetSpec | None
-) -> tuple[FilterState, FilterState]:
+) -> tuple[FilterTotals, FilterTotals]:
     if _registered(rules).cohort != cohort:
         raise BudgetError(
             "cohort-mismatch", "The table is not the one that the budget was registered for.", "Register it."
         )
-    cost, part = gdp_cost(event), event.data
-    before = rules.filter_state(part)
-    total = rules.spent[part] + cost
-    if total > exact(before.limit):
-        delta = _registered(rules).delta
-        raise _exceeded(
-            "budget-exceeded", f"the site's budget for {part} patients", cost, rules.spent[part], before, delta
-        )
+    part, budget = event.data, _registered(rules)
+    gate = _filter(rules, part, event)
+    cost, spent, limit = gate.cost(event), rules.spent[part], gate.limit(budget.epsilon, budget.delta)
+    before = gate.state(part, spent, limit)
+    if spent + cost > limit:
+        what = f"the site's budget for {part} patients"
+        raise BudgetExceeded("budget-exceeded", *_exceeded(gate, what, cost, spent, limit, budget.delta), before)
     if study_budget is not None:
-        limit = gdp_limit(study_budget.epsilon, study_budget.delta)
-        own = rules.study_spent.get((study, part), Fraction(0))
-        if own + cost > limit:
-            state = FilterState(data=part, spent=format_decimal(own), limit=format_decimal(limit))
-            what = f"the study's budget for {part} patients"
-            raise _exceeded("study-budget-exceeded", what, cost, own, state, study_budget.delta)
-    return before, FilterState(data=part, spent=format_decimal(total), limit=before.limit)
+        _verify_study_total(rules, study, event, study_budget)
+    return before, gate.state(part, spent + cost, limit)
 
 
-def _exceeded(code: str, what: str, cost: Fraction, spent: Fraction, before: FilterState, delta: str) -> BudgetExceeded:
-    limit = exact(before.limit)
+def _filter(rules: LogRules, part: Part, event: PrivacyEvent) -> PrivacyFilter:
+    """Returns the filter of the part; the first charge of a part chooses it."""
+    budget = _registered(rules)
+    return rules.filters.get(part) or choose_filter([event], budget.epsilon, budget.delta)
+
+
+def _verify_study_total(rules: LogRules, study: str, event: PrivacyEvent, budget: BudgetSpec) -> None:
+    """Refuses what the study's plan does not allow it; a plan samples or does not, so its filter never changes."""
+    charged = rules.study_events.get((study, event.data), Counter())
+    gate = choose_filter([*charged, event], budget.epsilon, budget.delta)
+    limit, cost = gate.limit(budget.epsilon, budget.delta), gate.cost(event)
+    own = sum((times * gate.cost(one) for one, times in charged.items()), Fraction(0))
+    if own + cost > limit:
+        what = f"the study's budget for {event.data} patients"
+        texts = _exceeded(gate, what, cost, own, limit, budget.delta)
+        raise BudgetExceeded("study-budget-exceeded", *texts, gate.state(event.data, own, limit))
+
+
+def _exceeded(
+    gate: PrivacyFilter, what: str, cost: Fraction, spent: Fraction, limit: Fraction, delta: str
+) -> tuple[str, str, str]:
+    """Returns message, remedy and the requested cost."""
+
+    def figure(total: Fraction) -> str:
+        return f"{float(total):.6g} (epsilon {gate.epsilon(total, delta)})"
+
     message = (
-        f"Expected a request that fits {what}: requested {_figure(cost, delta)}, spent {_figure(spent, delta)}, "
-        f"limit {_figure(limit, delta)}."
+        f"Expected a request that fits {what}: requested {figure(cost)}, spent {figure(spent)}, limit {figure(limit)}."
     )
     remedy = "Use fewer rounds or more noise, or let the data steward decide on the budget."
-    return BudgetExceeded(code, message, remedy, format_decimal(cost), before)
-
-
-def _figure(cost: Fraction, delta: str) -> str:
-    return f"{float(cost):.6g} (epsilon {epsilon_of_cost(cost, delta)})"
+    return message, remedy, format_decimal(cost)
 
 
 def _registered(rules: LogRules) -> CohortRegistered:
@@ -237,25 +253,26 @@ def _registered(rules: LogRules) -> CohortRegistered:
 
 def _describe_part(rules: LogRules, part: Part) -> str:
     state, delta = rules.filter_state(part), _registered(rules).delta
-    spent, limit = exact(state.spent), exact(state.limit)
+    gate, spent, limit = filter_of(state), exact(state.spent), exact(state.limit)
     share = 100 * float(spent / limit) if limit else 100.0
     return (
-        f"{part.capitalize()} patients: epsilon {epsilon_of_cost(spent, delta)} spent ({share:.1f} % of the budget); "
-        f"a single further use could have epsilon {epsilon_of_cost(limit - spent, delta) if limit > spent else '0'}."
+        f"{part.capitalize()} patients: epsilon {gate.epsilon(spent, delta)} spent ({share:.1f} % of the budget); "
+        f"a single further use could have epsilon {gate.epsilon(limit - spent, delta) if limit > spent else '0'}."
     )
 
 
 def _describe_plan(rules: LogRules, plan: StudyPlan) -> list[str]:
     lines = []
-    rounds = plan.mechanism.rounds
-    planned: tuple[tuple[Part, Fraction], ...] = (
-        ("training", rounds * gdp_cost(training_mechanism(plan).event())),
-        ("held-out", gdp_cost(evaluation_mechanism(plan).event())),
-    )
-    for part, cost in planned:
-        state, delta = rules.filter_state(part), _registered(rules).delta
-        total, limit = exact(state.spent) + cost, exact(state.limit)
+    budget = _registered(rules)
+    planned = ((plan.mechanism.rounds, training_mechanism(plan)), (1, evaluation_mechanism(plan)))
+    for times, mechanism in planned:
+        event = mechanism.event()
+        gate = _filter(rules, event.data, event)
+        if isinstance(gate, GdpFilter) and is_sampled(event):
+            lines.append(f"The study {plan.title!r} samples patients; the site will refuse: it counts full batches.")
+            continue
+        total, limit = rules.spent[event.data] + times * gate.cost(event), gate.limit(budget.epsilon, budget.delta)
         verdict = "fits" if total <= limit else "does NOT fit: the site will refuse before the end"
-        epsilon = epsilon_of_cost(total, delta)
-        lines.append(f"The study {plan.title!r} would bring {part} patients to epsilon {epsilon}; it {verdict}.")
+        epsilon = gate.epsilon(total, budget.delta)
+        lines.append(f"The study {plan.title!r} would bring {event.data} patients to epsilon {epsilon}; it {verdict}.")
     return lines

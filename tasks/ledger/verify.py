@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from schemas.canonical import sha256_hex
 from schemas.errors import EvidenceError
-from schemas.ledger import FilterState, LedgerEntry, PrivacyEvent, PrivacyReserved
+from schemas.ledger import FilterTotals, LedgerEntry, PrivacyEvent, PrivacyReserved
 from schemas.messages import Checkpoint, LogPosition
 from tasks.ledger.chain import FIRST_PREVIOUS, EntryReader
 from tasks.ledger.merkle import MerkleTree
@@ -31,7 +31,7 @@ class LogReport:
     owner: str
     position: LogPosition
     entries: tuple[tuple[str, LedgerEntry], ...]
-    filters: tuple[FilterState, ...]
+    filters: tuple[FilterTotals, ...]
 
     @property
     def size(self) -> int:

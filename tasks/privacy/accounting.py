@@ -1,4 +1,4 @@
-"""Privacy accounting in Gaussian differential privacy: what an event costs, what a budget admits.
+"""Privacy accounting: what an event costs, what a budget admits. Gaussian differential privacy, and Renyi if sampled.
 
 The gate is a GDP filter: events chosen adaptively compose to mu-GDP with mu^2 = sum of their costs (Dong, Roth, Su,
 JRSSB 84:3; as a filter: arXiv 2210.17520). Cost and running totals are exact rationals on a decimal grid, so that no
@@ -12,12 +12,16 @@ same density up to factors 1 +- theta(s sqrt(k / (k + 1))), k = 1 .. h - 1, with
 of at most exp(h 2**-111) per coefficient. An event is therefore charged sensitivity^2 / (h s^2 - 4), plus
 h * dimension * 2**-71, so that the filter itself bounds the sum K of these exponents by limit * 2**-40 <= 2**-30; the
 limit is computed for (epsilon - 2 K, delta exp(-K)) at K = 2**-30.
+
+A sampled batch is a mixture over batches, so the same factor bounds its densities, and with it the Renyi divergence at
+an order a >= 2 grows by at most 3 h dimension 2**-111, which the surcharge of h dimension 2**-71 covers as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from decimal import Decimal as Number
 from decimal import InvalidOperation
 from fractions import Fraction
@@ -28,6 +32,7 @@ from schemas.errors import BudgetError
 from schemas.ledger import GaussianEvent, PrivacyEvent
 from schemas.messages import EpsilonReport
 from schemas.plan import StudyPlan
+from tasks.privacy.renyi import epsilon_of_renyi, renyi_limit, sampled_gaussian_cost
 
 GRID_DIGITS = 15
 ROUNDING_VARIANCE = 4
@@ -38,6 +43,8 @@ LARGEST_LIMIT = Fraction(1024)
 # Relative margin on the limit; far above the error of the float64 evaluation of the GDP curve.
 CURVE_MARGIN = 1e-9
 MULTIPLIER_DIGITS = 6
+# Orders of reports on sampled events; a filter has one of its own.
+REPORT_ORDERS = (*range(2, 33), 40, 48, 64, 96, 128)
 _NORMAL = NormalDist()
 
 
@@ -46,10 +53,44 @@ def gdp_cost(event: PrivacyEvent) -> Fraction:
     """Derives the GDP cost mu^2 of an event in the collusion reading, from its own figures, rounded up to 1e-15.
 
     Raises:
-        BudgetError: `event-inconsistent`, `sampling-unsupported`.
+        BudgetError: `event-inconsistent`, `sampling-unsupported` (a sampled batch has no useful GDP cost).
     """
     verify_event(event)
+    if is_sampled(event):
+        raise BudgetError(
+            "sampling-unsupported",
+            f"Expected sampling probability 1 in this data source's filter, got {event.runs[0][0]}.",
+            "Plan full batches.",
+        )
     return _cost_of_shares(event, event.honest_assumed)
+
+
+@lru_cache(maxsize=4096)
+def renyi_cost(event: PrivacyEvent, order: int, shares: int | None = None, sites: int = 1) -> Fraction:
+    """Derives the Renyi cost at `order` of an event, sampled or not, rounded up to 1e-15.
+
+    Args:
+        event: From its own figures.
+        order: Integer, at least 2.
+        shares: Noise shares that count; by default those of the honest.
+        sites: In how many sites the patient is. At least one coin of m falls with probability 1 - (1 - q)**m, and the
+            patient then moves the sum by at most m times the bound (quasi-convexity of the divergence).
+
+    Raises:
+        BudgetError: `event-inconsistent`.
+    """
+    verify_event(event)
+    count = event.honest_assumed if shares is None else shares
+    inverse, total = sites * sites * _inverse_variance(event, count), Fraction(0)
+    for probability, _, steps in event.runs:
+        q = 1 - (1 - exact(probability)) ** sites
+        total += steps * (sampled_gaussian_cost(q, inverse, order) + count * event.dimension * DISCRETISATION_CHARGE)
+    return _ceil_to_grid(total)
+
+
+def is_sampled(event: PrivacyEvent) -> bool:
+    """Tells whether a patient was in the batch by chance."""
+    return any(exact(probability) != 1 for probability, _, _ in event.runs)
 
 
 @lru_cache(maxsize=256)
@@ -118,6 +159,42 @@ def calibrate_noise_multiplier(epsilon: str, delta: str, rounds: int) -> str:
     return format_decimal(ceil_sqrt(1 / each + coarsest, MULTIPLIER_DIGITS))
 
 
+def calibrate_sampled_multiplier(epsilon: str, delta: str, rounds: int, probability: str, order: int) -> str:
+    """Derives the least noise multiplier, on a grid of 1e-6, with which `rounds` sampled steps fit the Renyi filter.
+
+    Valid like `calibrate_noise_multiplier`; `order` is that of the data source's filter (`renyi.choose_order`).
+
+    Returns:
+        Decimal string, rounded up.
+
+    Raises:
+        BudgetError: `budget-malformed`, `budget-too-small`.
+    """
+    _parse_budget(epsilon, delta)
+    each = renyi_limit(epsilon, delta, order) / rounds - Fraction(2**37) * DISCRETISATION_CHARGE
+    each -= Fraction(2, 10**GRID_DIGITS)
+    q, unit = exact(probability), 10**MULTIPLIER_DIGITS
+    if each <= 0 or not 0 < q <= 1:
+        raise BudgetError(
+            "budget-too-small",
+            f"Expected a budget that {rounds} rounds can share and a sampling probability in (0, 1].",
+            "Raise epsilon or plan fewer rounds.",
+        )
+
+    def fits(multiplier: int) -> bool:
+        variance = Fraction(multiplier, unit) ** 2 - Fraction(ROUNDING_VARIANCE, 2**16)
+        return variance > 0 and sampled_gaussian_cost(q, 1 / variance, order) <= each
+
+    high = unit
+    while not fits(high):
+        high *= 2
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return format_decimal(Fraction(high, unit))
+
+
 def epsilon_report(plan: StudyPlan, site: str, events: Sequence[PrivacyEvent]) -> EpsilonReport:
     """Derives the cumulative epsilon of one site at the plan's delta, in three readings, each rounded up to 1e-4.
 
@@ -125,29 +202,28 @@ def epsilon_report(plan: StudyPlan, site: str, events: Sequence[PrivacyEvent]) -
     this site's share alone, should the threshold key ever be broken. Training and held-out events touch disjoint
     patients and compose in parallel: the report holds the larger of the two.
     """
-    parts = [[e for e in events if e.data == part] for part in ("training", "held-out")]
-
-    def worst(costs: Iterable[Fraction]) -> str:
-        return _epsilon_string(max(costs), plan.budget.delta)
-
+    delta = plan.budget.delta
     return EpsilonReport(
         site=site,
         events=len(events),
-        collusion=worst(sum((gdp_cost(e) for e in part), Fraction(0)) for part in parts),
-        outsider=worst(sum((_cost_of_shares(e, e.sites_in_sum) for e in part), Fraction(0)) for part in parts),
-        fallback=worst(sum((_cost_of_shares(e, 1) for e in part), Fraction(0)) for part in parts),
+        collusion=_epsilon_of_events(events, delta, lambda event: event.honest_assumed),
+        outsider=_epsilon_of_events(events, delta, lambda event: event.sites_in_sum),
+        fallback=_epsilon_of_events(events, delta, lambda event: 1),
     )
+
+
+def epsilon_of_events(events: Sequence[PrivacyEvent], delta: str) -> str:
+    """Derives epsilon of events in the collusion reading, rounded up to 1e-4; the two data parts in parallel."""
+    return _epsilon_of_events(events, delta, lambda event: event.honest_assumed)
 
 
 def composed_epsilon(plan: StudyPlan, events: Sequence[PrivacyEvent]) -> str:
     """Derives epsilon (collusion reading) of a patient who is in the plan's `max_sites_per_patient` such sites.
 
-    The patient then moves the same sum up to m times as far: mu is multiplied by m.
+    The patient then moves the same sum up to m times as far: mu is multiplied by m. Sampled: see `renyi_cost`.
     """
-    m = plan.budget.max_sites_per_patient
-    parts = [[e for e in events if e.data == part] for part in ("training", "held-out")]
-    total = max(sum((gdp_cost(e) for e in part), Fraction(0)) for part in parts)
-    return _epsilon_string(m * m * total, plan.budget.delta)
+    sites = plan.budget.max_sites_per_patient
+    return _epsilon_of_events(events, plan.budget.delta, lambda event: event.honest_assumed, sites)
 
 
 def epsilon_of_cost(total: Fraction, delta: str) -> str:
@@ -155,19 +231,20 @@ def epsilon_of_cost(total: Fraction, delta: str) -> str:
     return _epsilon_string(total, delta)
 
 
+def round_epsilon(epsilon: Fraction) -> str:
+    """Returns epsilon rounded up to 1e-4, as a decimal string."""
+    return format_decimal(Fraction(math.ceil(epsilon * 10**4), 10**4))
+
+
 def verify_event(event: PrivacyEvent) -> None:
-    """Refuses an event whose figures contradict each other or that this filter cannot account.
+    """Refuses an event whose figures contradict each other.
 
     Raises:
-        BudgetError: `event-inconsistent`, `sampling-unsupported`.
+        BudgetError: `event-inconsistent`.
     """
     share, honest = exact(event.local_sigma), event.honest_assumed
-    for probability, _, _ in event.runs:
-        if exact(probability) != 1:
-            raise BudgetError(
-                "sampling-unsupported", f"Expected sampling probability 1, got {probability}.", "Plan full batches."
-            )
     rules = (
+        (all(0 < exact(q) <= 1 for q, _, _ in event.runs), "0 < sampling probability <= 1"),
         (event.sensitivity == 2**event.scale_bits, "sensitivity is 2**scale_bits"),
         (1 <= honest <= event.sites_in_sum, "1 <= honest_assumed <= sites_in_sum"),
         (share > 0 and share**2 >= SMALLEST_SHARE_VARIANCE, f"local_sigma^2 >= {SMALLEST_SHARE_VARIANCE}"),
@@ -225,11 +302,41 @@ def format_decimal(value: Fraction) -> str:
     return sign + text
 
 
+def _epsilon_of_events(
+    events: Sequence[PrivacyEvent], delta: str, shares: Callable[[PrivacyEvent], int], sites: int = 1
+) -> str:
+    worst = Fraction(0)
+    for data in ("training", "held-out"):
+        counts = Counter(event for event in events if event.data == data)
+        if any(is_sampled(event) for event in counts):
+            epsilon = min(
+                epsilon_of_renyi(
+                    sum((n * renyi_cost(e, order, shares(e), sites) for e, n in counts.items()), Fraction(0)),
+                    delta,
+                    order,
+                )
+                for order in REPORT_ORDERS
+            )
+            worst = max(worst, exact(round_epsilon(epsilon)))
+        else:
+            for event in counts:
+                verify_event(event)
+            total = sum((n * _cost_of_shares(e, shares(e)) for e, n in counts.items()), Fraction(0))
+            worst = max(worst, exact(_epsilon_string(sites * sites * total, delta)))
+    return format_decimal(worst)
+
+
 def _cost_of_shares(event: GaussianEvent, shares: int) -> Fraction:
-    variance = shares * exact(event.local_sigma) ** 2 - ROUNDING_VARIANCE
-    each = Fraction(event.sensitivity**2) / variance + shares * event.dimension * DISCRETISATION_CHARGE
-    scaled = each * sum(steps for _, _, steps in event.runs) * 10**GRID_DIGITS
-    return Fraction(-(-scaled.numerator // scaled.denominator), 10**GRID_DIGITS)
+    each = _inverse_variance(event, shares) + shares * event.dimension * DISCRETISATION_CHARGE
+    return _ceil_to_grid(each * sum(steps for _, _, steps in event.runs))
+
+
+def _inverse_variance(event: GaussianEvent, shares: int) -> Fraction:
+    return Fraction(event.sensitivity**2) / (shares * exact(event.local_sigma) ** 2 - ROUNDING_VARIANCE)
+
+
+def _ceil_to_grid(value: Fraction) -> Fraction:
+    return Fraction(math.ceil(value * 10**GRID_DIGITS), 10**GRID_DIGITS)
 
 
 def _epsilon_string(total: Fraction, delta: str) -> str:

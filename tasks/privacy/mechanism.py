@@ -19,11 +19,10 @@ from tasks.privacy.accounting import (
     ceil_sqrt,
     floor_sqrt,
     format_decimal,
-    gdp_cost,
-    gdp_limit,
 )
+from tasks.privacy.filters import choose_filter
 from tasks.privacy.noise import NoiseStream
-from tasks.privacy.sampler import sample_discrete_gaussian
+from tasks.privacy.sampler import sample_bernoulli, sample_discrete_gaussian
 
 Int64: TypeAlias = NDArray[np.int64]
 SIGMA_DIGITS = 6
@@ -50,6 +49,7 @@ class GaussianMechanism:
         dimension: Number of coefficients.
         honest: h.
         sites_in_sum: k_min.
+        sampling_probability: Public chance q of a patient to be in the sum, decimal string; "1" is everybody.
     """
 
     data: Literal["training", "held-out"]
@@ -63,12 +63,15 @@ class GaussianMechanism:
     dimension: int
     honest: int
     sites_in_sum: int
+    sampling_probability: str = "1"
 
     def __post_init__(self) -> None:
         if Fraction(self.noise_multiplier) <= 0 or Fraction(self.clip_norm) <= 0:
             raise PlanError(
                 "mechanism-numbers", "Expected a positive clip norm and noise multiplier.", "Correct the mechanism."
             )
+        if not 0 < Fraction(self.sampling_probability) <= 1:
+            raise PlanError("mechanism-numbers", "Expected a sampling probability in (0, 1].", "Correct the mechanism.")
         if self.local_sigma**2 < SMALLEST_SHARE_VARIANCE:
             raise PlanError(
                 "noise-too-fine",
@@ -112,6 +115,22 @@ class GaussianMechanism:
             raise ValueError("expected int64 values of the mechanism's dimension")
         return values + sample_discrete_gaussian(stream, self.local_sigma, self.dimension)
 
+    def draw_patients(self, count: int, stream: NoiseStream) -> NDArray[np.bool_] | None:
+        """Draws who is in this sum: one exact coin of probability q per patient; None for everybody (q = 1).
+
+        The coins never leave the site, nor does how many fell: the amplification rests on nobody knowing them.
+
+        Args:
+            count: The site's patients of this data part.
+            stream: Fresh randomness of this site.
+
+        Returns:
+            bool (count,), or None.
+        """
+        if Fraction(self.sampling_probability) == 1:
+            return None
+        return sample_bernoulli(stream, Fraction(self.sampling_probability), count)
+
     def encode_counts(self, counts: Int64) -> Int64:
         """Returns counts in lattice units: one patient's single count is `sensitivity` units."""
         return counts.astype(np.int64) * np.int64(self.sensitivity)
@@ -131,7 +150,7 @@ class GaussianMechanism:
             contribution_bound=self.contribution_bound,
             id_column=self.id_column,
             max_sites_per_patient=self.max_sites_per_patient,
-            runs=(("1", self.noise_multiplier, 1),),
+            runs=((self.sampling_probability, self.noise_multiplier, 1),),
             clip_norm=self.clip_norm,
             scale_bits=self.scale_bits,
             sensitivity=self.sensitivity,
@@ -150,15 +169,9 @@ def training_mechanism(plan: StudyPlan) -> GaussianMechanism:
     """Derives the mechanism of one training round.
 
     Raises:
-        PlanError: `sampling-unsupported`, `mechanism-numbers`, `noise-too-fine`.
+        PlanError: `mechanism-numbers`, `noise-too-fine`.
     """
     spec = plan.mechanism
-    if Fraction(spec.sampling_probability) != 1:
-        raise PlanError(
-            "sampling-unsupported",
-            f"Expected sampling probability 1, got {spec.sampling_probability}.",
-            "Plan full batches.",
-        )
     return GaussianMechanism(
         data="training",
         contribution_bound=f"sum of one patient's mean gradient over rows, clipped to L2 norm {spec.clip_norm}",
@@ -166,6 +179,7 @@ def training_mechanism(plan: StudyPlan) -> GaussianMechanism:
         noise_multiplier=spec.noise_multiplier,
         divisor=plan.optimizer.divisor,
         dimension=update_length(plan),
+        sampling_probability=spec.sampling_probability,
         **_shared(plan),
     )
 
@@ -199,18 +213,19 @@ def verify_plan_within_budget(plan: StudyPlan) -> None:
     """Refuses a plan whose own mechanisms cost more than its own budget, training and evaluation each.
 
     Raises:
-        PlanError: `plan-overspends`, naming what the plan needs and its limit (GDP mu^2).
+        PlanError: `plan-overspends`, naming what the plan needs and its limit (GDP mu^2, or Renyi if sampled).
     """
-    limit = gdp_limit(plan.budget.epsilon, plan.budget.delta)
     needs = (
-        ("training", plan.mechanism.rounds * gdp_cost(training_mechanism(plan).event())),
-        ("the evaluation", gdp_cost(evaluation_mechanism(plan).event())),
+        ("training", plan.mechanism.rounds, training_mechanism(plan).event()),
+        ("the evaluation", 1, evaluation_mechanism(plan).event()),
     )
-    for what, cost in needs:
+    for what, times, event in needs:
+        gate = choose_filter([event], plan.budget.epsilon, plan.budget.delta)
+        limit, cost = gate.limit(plan.budget.epsilon, plan.budget.delta), times * gate.cost(event)
         if cost > limit:
             raise PlanError(
                 "plan-overspends",
-                f"Expected {what} to cost at most mu^2 = {float(limit):.6g}, got {float(cost):.6g}.",
+                f"Expected {what} to cost at most {gate.unit} = {float(limit):.6g}, got {float(cost):.6g}.",
                 "Raise the noise multiplier or epsilon, or plan fewer rounds.",
             )
 

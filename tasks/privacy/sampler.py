@@ -1,4 +1,4 @@
-"""Exact discrete Gaussian samples, vectorised.
+"""Exact discrete Gaussian samples, vectorised, and exact coins.
 
 Karney's method (ACM TOMS 42:1, algorithm D): draw k >= 0 with probability proportional to exp(-k^2 / 2), a sign, and
 j uniform in [0, ceil(sigma)); let i = ceil(k sigma) + j and x = i / sigma - k; accept sign * i with probability
@@ -56,6 +56,40 @@ def sample_discrete_gaussian(stream: NoiseStream, sigma: Fraction, size: int, ma
         parts.append(accepted[:missing])
         missing -= len(parts[-1])
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def sample_bernoulli(stream: NoiseStream, probability: Fraction, size: int) -> NDArray[np.bool_]:
+    """Samples `size` independent coins that are true with exactly `probability`, given uniform bytes.
+
+    Args:
+        stream: Uniform bytes; 8 per coin, and more where these 64 bits do not decide.
+        probability: In [0, 1].
+        size: Number of coins.
+
+    Raises:
+        ValueError: `probability` out of range.
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError("probability outside [0, 1]")
+    bits = np.frombuffer(stream.random_bytes(8 * size), dtype="<u8")
+    if probability == 1:
+        return np.ones(size, np.bool_)
+    first = (probability.numerator << 64) // probability.denominator
+    coins: NDArray[np.bool_] = bits < np.uint64(first)
+    for index in np.flatnonzero(bits == np.uint64(first)):
+        coins[index] = _decide_coin(stream, first, probability)
+    return coins
+
+
+def _decide_coin(stream: NoiseStream, u: int, probability: Fraction) -> bool:
+    """Decides U < probability where the first 64 bits of both are `u`, drawing more bits of U."""
+    bits = 64
+    while True:
+        scaled = probability * (1 << bits)
+        if u + 1 <= scaled or u >= scaled:
+            return u + 1 <= scaled
+        u = (u << 64) | int.from_bytes(stream.random_bytes(8), "little")
+        bits += 64
 
 
 def _propose(stream: NoiseStream, p: int, q: int, count: int, margin: float) -> Int64:

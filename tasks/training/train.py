@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,11 @@ _CHUNK_NUMBERS = 1 << 22
 
 
 def train_sum(
-    plan: StudyPlan, cohort: Cohort, weights: NDArray[np.float64], sensitivity: int | None = None
+    plan: StudyPlan,
+    cohort: Cohort,
+    weights: NDArray[np.float64],
+    sensitivity: int | None = None,
+    chosen: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
     """Sums the clipped, encoded gradients of the cohort's training patients; adds no noise.
 
@@ -30,23 +34,27 @@ def train_sum(
         cohort: The site's encoded cohort; held-out patients are left out.
         weights: float64 (P,), the model that the site recomputed itself.
         sensitivity: Integer L2 bound of one patient; by default the training mechanism's.
+        chosen: Which training patients are in the sum, bool (training patients,), drawn by the mechanism; None for
+            everybody, which a plan with sampling probability below 1 does not admit.
 
     Returns:
         int64 (P,): exact, so the order of patients and sites does not matter.
 
     Raises:
-        PlanError: `sampling-unsupported`, `weights-length`.
+        PlanError: `sampling-undrawn` (patients were not drawn as the plan says), `weights-length`.
     """
     spec = plan.mechanism
-    if Decimal(spec.sampling_probability) != 1:
+    if (Fraction(spec.sampling_probability) != 1) != (chosen is not None):
+        # Charged as a sample, a full batch would cost its patients far more than the ledger says.
         raise PlanError(
-            "sampling-unsupported",
-            "Expected sampling probability 1: this mode uses every patient in every round.",
-            "Set sampling_probability to 1.",
+            "sampling-undrawn",
+            f"Expected patients drawn with the plan's sampling probability {spec.sampling_probability}.",
+            "Draw them with the plan's mechanism.",
         )
     bound = _training_sensitivity(plan) if sensitivity is None else sensitivity
     total = np.zeros(update_length(plan), dtype=np.int64)
-    for part in _chunks(cohort.training, update_length(plan)):
+    training = cohort.training if chosen is None else cohort.training.only(chosen)
+    for part in _chunks(training, update_length(plan)):
         gradients = patient_gradients(plan, part, weights).numpy()
         total += encode_gradients(gradients, float(spec.clip_norm), spec.scale_bits, bound).sum(axis=0)
     return total

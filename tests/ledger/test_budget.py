@@ -195,13 +195,15 @@ def test_nothing_is_reserved_without_a_registered_budget_or_an_approved_plan(tmp
     assert events_for(store, digest("unapproved")) == []
 
 
-def test_an_event_that_the_filter_does_not_know_is_refused_before_it_is_charged(tmp_path: Path) -> None:
+def test_a_sampled_event_is_refused_before_it_is_charged_where_full_batches_fixed_the_filter(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     sampled = EVENT.model_copy(update={"runs": (("0.1", "4.39745", 1),)})
+    reserve(store, COHORT, digest(0), 1, EVENT, STUDY)
     with pytest.raises(BudgetError, match="sampling probability 1") as caught:
         reserve(store, COHORT, digest(1), 1, sampled, STUDY)
     assert caught.value.who_must_act == "the site's budget owner"
-    assert exact(budget_state(store).training.spent) == 0
+    assert exact(budget_state(store).training.spent) == COST
+    assert "the site will refuse: it counts full batches" in describe_budget(store, make_plan(sampling="0.1"))
 
 
 def test_commits_name_what_ran_and_are_idempotent(tmp_path: Path) -> None:

@@ -93,9 +93,17 @@ def test_a_mechanism_that_cannot_keep_its_promise_is_not_built(changes: dict[str
     assert caught.value.code == code
 
 
-def test_sampled_batches_are_refused_until_the_filter_can_account_them() -> None:
-    with pytest.raises(PlanError, match=r"sampling probability 1, got 0\.5"):
-        training_mechanism(make_plan(sampling="0.5"))
+@pytest.mark.parametrize("sampling", ["0", "1.5", "-0.5"])
+def test_a_sampling_probability_outside_its_range_is_refused(sampling: str) -> None:
+    with pytest.raises(PlanError, match="sampling probability in"):
+        training_mechanism(make_plan(sampling=sampling))
+
+
+def test_the_event_of_a_sampled_round_states_the_public_probability_and_the_evaluation_samples_nobody() -> None:
+    plan = make_plan(sampling="0.25")
+    assert training_mechanism(plan).event().runs == (("0.25", plan.mechanism.noise_multiplier, 1),)
+    assert evaluation_mechanism(plan).event().runs[0][0] == "1"
+    assert evaluation_mechanism(plan).draw_patients(5, os_noise_stream()) is None
 
 
 def test_a_plan_must_fit_its_own_budget() -> None:

@@ -191,10 +191,26 @@ def test_weights_of_another_model_are_refused():
         train_sum(plan, make_cohort(4), np.zeros(5), SENSITIVITY)
 
 
-def test_sampling_below_one_is_refused_rather_than_ignored():
-    plan = make_plan(make_contract(), sampling_probability="0.5")
-    with pytest.raises(PlanError, match="Expected sampling probability 1"):
-        train_sum(plan, make_cohort(4), np.zeros(4), SENSITIVITY)
+def test_a_sampled_plan_never_sums_everybody_and_a_full_one_never_a_sample():
+    """Original instead of Poisson loader: charged as a sample, everybody would pay far more than the ledger says."""
+    sampled, full = make_plan(make_contract(), sampling_probability="0.5"), make_plan(make_contract())
+    chosen = np.array([True, False, True])
+    for plan, marks in ((sampled, None), (full, chosen)):
+        with pytest.raises(PlanError, match="Expected patients drawn with the plan's sampling probability"):
+            train_sum(plan, make_cohort(4), np.zeros(4), SENSITIVITY, marks)
+    with pytest.raises(ValueError, match="one mark per patient"):
+        train_sum(sampled, make_cohort(4), np.zeros(4), SENSITIVITY, np.append(chosen, True))
+
+
+def test_a_sampled_sum_is_the_sum_of_the_chosen_patients_with_all_their_rows():
+    sampled, full = make_plan(make_contract(), sampling_probability="0.5"), make_plan(make_contract())
+    cohort, weights = make_cohort(24, rows=3), weights_for(full)
+    chosen = np.arange(18) % 3 == 0
+    alone = [cohort.training.only(np.arange(18) == i) for i in np.flatnonzero(chosen)]
+    expected = sum(train_sum(full, patient, weights, SENSITIVITY) for patient in alone)
+    assert np.array_equal(train_sum(sampled, cohort, weights, SENSITIVITY, chosen), expected)
+    nobody = np.zeros(18, bool)
+    assert not train_sum(sampled, cohort, weights, SENSITIVITY, nobody).any()
 
 
 def test_training_runs_on_one_thread_whatever_was_set():

@@ -170,7 +170,8 @@ def test_mlp_start_is_derived_from_the_plan_and_nobody_else_chooses_it():
     for name, shape in layer_shapes(plan):
         bound = 0.0 if name.endswith("bias") else shape[-1] ** -0.5
         assert np.abs(tensors[name]).max() <= bound
-        assert name.endswith("bias") or np.abs(tensors[name]).max() > 0.5 * bound
+        # Of four uniform weights all are small in one start out of sixteen; of twenty-four, in none.
+        assert tensors[name].size < 16 or np.abs(tensors[name]).max() > 0.5 * bound
 
 
 def test_safetensors_bytes_are_deterministic_and_hold_the_released_weights():
