@@ -6,6 +6,7 @@ signatures; what was opened is recomputed from the published messages before the
 
 from __future__ import annotations
 
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from shutil import copyfileobj
@@ -32,7 +33,7 @@ from tasks.rounds import (
 )
 from tasks.secure_sum.bulk import add_bulk
 from tasks.secure_sum.opening import open_sum, verify_share
-from tasks.secure_sum.record import add_key_ciphertexts
+from tasks.secure_sum.record import KeySum, add_key_ciphertexts
 from tasks.server_step import ModelState, apply_step, state_digest
 from tasks.storage.mailbox import Signed, read_blob
 
@@ -52,7 +53,9 @@ class OpeningSteps:
         collected: Signed[Collected],
         checks: dict[str, tuple[str, ...]],
     ) -> Signed[Record]:
-        """Adds the contributions and decides on the round's only record.
+        """Adds the contributions that verify and decides on the round's only record.
+
+        The record comes before the sums, which follow from it: a coordinator that dies in between adds them again.
 
         Raises:
             OperationError: `too-few-contributions`.
@@ -63,21 +66,24 @@ class OpeningSteps:
             listed = {site: digest for site, digest in collected.predicate.contributions if site not in faulty}
             for site in faulty:
                 answers.invalid[site] = "faulty-share"
-            self.steps.verify_enough(instruction, answers, set(listed))
-            record = Record(
-                sid_star=self.steps.public.sid_star,
-                epoch=self.steps.public.epoch,
-                round=self.steps.round,
-                attempt=self.steps.attempt,
-                instruction=instruction.digest,
-                contributions=tuple(sorted(listed.items())),
-                dropped=self._dropped(instruction, answers, set(listed)),
-                key_sum=self._add_keys(instruction, sorted(listed)),
-            )
-            self._add_bulk(instruction, sorted(listed))
-            self.steps.publish(round_key(self.steps.plan.study, self.steps.round, None, "record.json"), record)
+            with TemporaryDirectory(dir=self.steps.context.home) as folder:
+                key_sum, bulk_sum = self._add_valid(instruction, answers, listed, Path(folder))
+                record = Record(
+                    sid_star=self.steps.public.sid_star,
+                    epoch=self.steps.public.epoch,
+                    round=self.steps.round,
+                    attempt=self.steps.attempt,
+                    instruction=instruction.digest,
+                    contributions=tuple(sorted(listed.items())),
+                    dropped=self._dropped(instruction, answers, set(listed)),
+                    key_sum=key_sum.digest,
+                )
+                self.steps.publish(round_key(self.steps.plan.study, self.steps.round, None, "record.json"), record)
+                self._publish_sums(key_sum, bulk_sum)
             existing = read_record(self.steps.context.store, self.steps.plan, self.steps.round)
             assert existing is not None
+        else:
+            self._complete_sums(instruction, existing)
         dropped = tuple((site, str(reason)) for site, reason in existing.predicate.dropped)
         self.steps.context.log.append_once(
             self.steps.plan.study, RecordProposed(round=self.steps.round, record=existing.digest, dropped=dropped)
@@ -259,38 +265,49 @@ class OpeningSteps:
 
         return tuple((site, reason(site)) for site in instruction.predicate.participants if site not in senders)
 
-    def _add_keys(self, instruction: Signed[Instruction], senders: list[str]) -> str:
-        contributions: dict[str, Contribution] = {}
-        blobs: dict[str, bytes] = {}
-        for site in senders:
-            contributions[site] = self._contribution(instruction, site)
-            key = attempt_key(self.steps.plan.study, self.steps.round, self.steps.attempt, site, "key.bin")
-            blobs[site] = read_blob(self.steps.context.store, key, contributions[site].key_ciphertext, site)
-        key_sum = add_key_ciphertexts(self.steps.round_context(instruction), contributions, blobs)
-        self.steps.context.store.put(
-            round_key(self.steps.plan.study, self.steps.round, None, "key-sum.bin"), key_sum.blob
-        )
-        return key_sum.digest
+    def _add_valid(
+        self, instruction: Signed[Instruction], answers: Answers, listed: dict[str, str], folder: Path
+    ) -> tuple[KeySum, Path]:
+        # A site that signs and then sends something else is left out by name; it does not stop the round.
+        while True:
+            self.steps.verify_enough(instruction, answers, set(listed))
+            try:
+                return self._add(instruction, sorted(listed), folder)
+            except PeerError as error:
+                faulty = set(error.peer.split(",")) & set(listed)
+                if not faulty:
+                    raise
+                for site in faulty:
+                    answers.invalid[site] = error.code
+                    del listed[site]
+
+    def _complete_sums(self, instruction: Signed[Instruction], record: Signed[Record]) -> None:
+        keys = [round_key(self.steps.plan.study, self.steps.round, None, n) for n in ("key-sum.bin", "bulk-sum.bin")]
+        if not all(self.steps.context.store.exists(key) for key in keys):
+            with TemporaryDirectory(dir=self.steps.context.home) as folder:
+                senders = [site for site, _ in record.predicate.contributions]
+                self._publish_sums(*self._add(instruction, senders, Path(folder)))
+
+    def _publish_sums(self, key_sum: KeySum, bulk_sum: Path) -> None:
+        store, study, number = self.steps.context.store, self.steps.plan.study, self.steps.round
+        store.put(round_key(study, number, None, "key-sum.bin"), key_sum.blob)
+        store.put_file(round_key(study, number, None, "bulk-sum.bin"), bulk_sum)
+
+    def _add(self, instruction: Signed[Instruction], senders: list[str], folder: Path) -> tuple[KeySum, Path]:
+        contributions, blobs = {site: self._contribution(instruction, site) for site in senders}, {}
+        sources: dict[str, tuple[Contribution, Path | bytes]] = {}
+        for site, contribution in contributions.items():
+            place = partial(attempt_key, self.steps.plan.study, self.steps.round, self.steps.attempt, site)
+            blobs[site] = read_blob(self.steps.context.store, place("key.bin"), contribution.key_ciphertext, site)
+            sources[site] = (contribution, self._download(place("bulk.bin"), folder / f"{site}.bin"))
+        context = self.steps.round_context(instruction)
+        add_bulk(context, sources, folder / "bulk-sum.bin")
+        return add_key_ciphertexts(context, contributions, blobs), folder / "bulk-sum.bin"
 
     def _contribution(self, instruction: Signed[Instruction], site: str) -> Contribution:
         found = read_contribution(self.steps.context.store, self.steps.plan, site, instruction)
         assert found is not None
         return found.predicate
-
-    def _add_bulk(self, instruction: Signed[Instruction], senders: list[str]) -> None:
-        with TemporaryDirectory(dir=self.steps.context.home) as folder:
-            sources: dict[str, tuple[Contribution, Path]] = {}
-            for site in senders:
-                key = attempt_key(self.steps.plan.study, self.steps.round, self.steps.attempt, site, "bulk.bin")
-                sources[site] = (
-                    self._contribution(instruction, site),
-                    self._download(key, Path(folder) / f"{site}.bin"),
-                )
-            target = Path(folder) / "bulk-sum.bin"
-            add_bulk(self.steps.round_context(instruction), sources, target)
-            self.steps.context.store.put_file(
-                round_key(self.steps.plan.study, self.steps.round, None, "bulk-sum.bin"), target
-            )
 
     def _digest(self, key: str) -> str:
         digest = sha256()
@@ -300,6 +317,8 @@ class OpeningSteps:
         return digest.hexdigest()
 
     def _download(self, key: str, target: Path) -> Path:
+        if target.exists():
+            return target
         with self.steps.context.store.open(key) as source, target.open("wb") as out:
             copyfileobj(source, out)
         return target

@@ -1,0 +1,94 @@
+"""The secure sum inside a study: a site that sends other bytes than it signed is left out, and a crash loses no sum."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.opening_steps import OpeningSteps
+from flows.round_steps import Answers, RoundSteps
+from infra.embedded import EmbeddedConsortium, contribute
+from schemas.errors import OperationError
+from schemas.layout import attempt_key, round_key
+from site_agents.certifying import Certifying
+from site_agents.round import SiteRound
+from tests.simulator import Prepared, change_settings, copy_study, open_consortium
+
+
+@pytest.fixture
+def consortium(study_after_ceremony: Prepared, tmp_path: Path) -> EmbeddedConsortium:
+    return open_consortium(copy_study(study_after_ceremony, tmp_path / "study"))
+
+
+def stored(consortium: EmbeddedConsortium, key: str) -> Path:
+    return Path(consortium.coordinator.settings.store) / key
+
+
+def alter(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+
+
+def collected_round(consortium: EmbeddedConsortium) -> tuple[RoundSteps, tuple[object, ...]]:
+    """Round 1 up to the holders' checks of the sealed shares."""
+    steps = RoundSteps(consortium.coordinator, consortium.finished_ceremony(), consortium.lineage, 1, "train")
+    instruction, answers = steps.issue(), Answers()
+    works = [SiteRound(context, 1, steps.attempt) for context in consortium.sites.values()]
+    for work in works:
+        contribute(work)
+    steps.collect(instruction, answers)
+    collected = steps.close(instruction, answers)
+    for work in works:
+        Certifying(work).check_shares()
+    return steps, (instruction, answers, collected, steps.read_checks(collected))
+
+
+@pytest.mark.parametrize("item", ["bulk.bin", "key.bin"])
+def test_a_site_that_sends_other_bytes_than_it_signed_is_left_out_by_name(
+    item: str, consortium: EmbeddedConsortium
+) -> None:
+    steps, arguments = collected_round(consortium)
+    site = consortium.plan.sites[2].name
+    alter(stored(consortium, attempt_key(consortium.plan.study, 1, 1, site, item)))
+    record = OpeningSteps(steps).propose(*arguments)  # type: ignore[arg-type]
+    assert record.predicate.dropped == ((site, "invalid"),)
+    assert site not in dict(record.predicate.contributions)
+    assert arguments[1].invalid[site] in ("bulk-root", "blob-digest")  # type: ignore[attr-defined]
+
+
+def test_too_few_honest_uploads_propose_nothing(consortium: EmbeddedConsortium) -> None:
+    steps, arguments = collected_round(consortium)
+    for site in consortium.plan.sites[:2]:
+        alter(stored(consortium, attempt_key(consortium.plan.study, 1, 1, site.name, "bulk.bin")))
+    with pytest.raises(OperationError, match="expected at least k_min"):
+        OpeningSteps(steps).propose(*arguments)  # type: ignore[arg-type]
+    for name in ("record.json", "key-sum.bin", "bulk-sum.bin"):
+        assert not stored(consortium, round_key(consortium.plan.study, 1, None, name)).exists()
+
+
+@pytest.mark.parametrize("lost", [("key-sum.bin", "bulk-sum.bin"), ("bulk-sum.bin",)])
+def test_a_coordinator_that_dies_after_its_record_adds_the_same_sums_again(
+    lost: tuple[str, ...], consortium: EmbeddedConsortium
+) -> None:
+    steps, arguments = collected_round(consortium)
+    first = OpeningSteps(steps).propose(*arguments)  # type: ignore[arg-type]
+    paths = [stored(consortium, round_key(consortium.plan.study, 1, None, name)) for name in lost]
+    before = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.unlink()
+    again = OpeningSteps(steps).propose(*arguments)  # type: ignore[arg-type]
+    assert again.digest == first.digest
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_a_round_with_bulk_work_over_two_processes_opens(study_after_ceremony: Prepared, tmp_path: Path) -> None:
+    prepared = copy_study(study_after_ceremony, tmp_path / "study")
+    for home in (prepared.workdir.coordinator, *(prepared.workdir.site(s.name) for s in prepared.plan.sites)):
+        change_settings(home, options={"bulk_processes": 2})
+    consortium = open_consortium(prepared)
+    assert consortium.coordinator.options.bulk_processes == 2
+    outcome = consortium.run_round(consortium.finished_ceremony(), 1)
+    assert len(outcome.record.predicate.contributions) == 5
