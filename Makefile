@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_NUM_THREADS ?= 1
 export DO_NOT_TRACK := true
 
-.PHONY: demo ui test test-long study-heart fuzz bench lint format clean help
+.PHONY: demo ui test test-long study-heart study-eicu fuzz bench lint format clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -39,7 +39,7 @@ fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/secure_sum/test_fuzz.py --hypothesis-profile fuzz --timeout 7200 $(PYTEST_ARGS)
 
 # Accuracy on many public splits with real encryption; DATA_DIR names the folder of the original files.
-study-heart: study-%: $(VENV)/.installed-test
+study-heart study-eicu: study-%: $(VENV)/.installed-test
 	$(BIN)/consilium study run $* --data-dir "$(DATA_DIR)" --out "$(OUT_DIR)/$*" --resume $(STUDY_ARGS)
 
 # 30 to 25,000,000 coefficients; BENCH_ARGS="1000000 --processes 4" measures one size on four cores.

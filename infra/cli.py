@@ -240,7 +240,7 @@ def study_run(
 ) -> None:
     """Run a study with real encryption on many public splits, all sites in this process.
 
-    NAME is heart. Exit code 1 if a required figure is not reached.
+    NAME is heart or eicu. Exit code 1 if a required figure is not reached.
     """
     from rich.console import Console
 

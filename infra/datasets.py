@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from infra import datasets_breast_cancer, datasets_uci_heart
+from infra import datasets_breast_cancer, datasets_eicu, datasets_uci_heart
 from infra.datasets_tables import SiteTable, write_site_tables
 from schemas.contract import DataContract
 from schemas.errors import OperationError
@@ -37,7 +37,7 @@ __all__ = [
     "write_site_tables",
 ]
 
-DATA_SETS = ("breast-cancer", "uci-heart")
+DATA_SETS = ("breast-cancer", "uci-heart", "eicu-demo")
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,28 @@ class PlanParts:
     budget: BudgetSpec
 
 
-# Hyper-parameters of the demo, chosen by search on public splits of the two public tables and then fixed.
+@dataclass(frozen=True)
+class _Tuning:
+    """Hyper-parameters, chosen by search on public splits of a public table and then fixed.
+
+    Attributes:
+        path_length: Learning rate times rounds: more rounds take smaller steps.
+        training_patients: Public divisor of the summed gradients.
+    """
+
+    path_length: Fraction
+    training_patients: str
+
+
+_TUNING = {
+    "breast-cancer": _Tuning(Fraction(3, 2), "450"),
+    "uci-heart": _Tuning(Fraction(3, 2), "740"),
+    "eicu-demo": _Tuning(Fraction(16, 5), "1400"),
+}
 _CLIP_NORM = "0.5"
-_PATH_LENGTH = Fraction(3, 2)  # Learning rate times rounds: more rounds take smaller steps.
 _LARGEST_STEP = Fraction(1, 2)
 _BETA1, _BETA2 = "0.5", "0.99"
 _WEIGHT_DECAY = "0.003"
-_TRAINING_PATIENTS = {"breast-cancer": "450", "uci-heart": "740"}
 _SCALE_BITS = 16
 _BINS = 10
 
@@ -71,7 +86,7 @@ def load_site_tables(
     Args:
         data: One of `DATA_SETS`.
         sites: Number of hospitals (breast-cancer only; 5 by default).
-        data_dir: Folder of the original files (uci-heart only; downloaded without it).
+        data_dir: Folder of the original files (not breast-cancer; uci-heart is downloaded without it).
         split_seed: Seed of the public split; 0 in the demo.
 
     Raises:
@@ -85,6 +100,8 @@ def load_site_tables(
         count = datasets_breast_cancer.DEFAULT_SITES if sites is None else sites
         return datasets_breast_cancer.deal_breast_cancer(count, split_seed)
     _verify_known(data)
+    if data == "eicu-demo":
+        return datasets_eicu.load_eicu(data_dir, split_seed)
     if sites not in (None, 4):
         raise OperationError("sites-fixed", "Expected the four hospitals of uci-heart.", "Leave the number out.")
     return datasets_uci_heart.load_uci_heart(data_dir, split_seed)
@@ -93,17 +110,23 @@ def load_site_tables(
 def contract_for(data: str) -> DataContract:
     """Returns the data contract of a data set."""
     _verify_known(data)
-    return (
-        datasets_breast_cancer.breast_cancer_contract()
-        if data == "breast-cancer"
-        else datasets_uci_heart.uci_heart_contract()
-    )
+    contracts = {
+        "breast-cancer": datasets_breast_cancer.breast_cancer_contract,
+        "uci-heart": datasets_uci_heart.uci_heart_contract,
+        "eicu-demo": datasets_eicu.eicu_contract,
+    }
+    return contracts[data]()
 
 
 def attribution(data: str) -> str:
     """Returns the citation and licence that go with every published figure."""
     _verify_known(data)
-    return datasets_breast_cancer.ATTRIBUTION if data == "breast-cancer" else datasets_uci_heart.ATTRIBUTION
+    lines = {
+        "breast-cancer": datasets_breast_cancer.ATTRIBUTION,
+        "uci-heart": datasets_uci_heart.ATTRIBUTION,
+        "eicu-demo": datasets_eicu.ATTRIBUTION,
+    }
+    return lines[data]
 
 
 def demo_plan_parts(
@@ -143,8 +166,8 @@ def demo_plan_parts(
         ),
         optimizer=OptimizerSpec(
             kind="adam",
-            learning_rate=_learning_rate(rounds),
-            divisor=_TRAINING_PATIENTS[data],
+            learning_rate=_learning_rate(_TUNING[data], rounds),
+            divisor=_TUNING[data].training_patients,
             beta1=_BETA1,
             beta2=_BETA2,
             weight_decay=_WEIGHT_DECAY,
@@ -231,8 +254,8 @@ def simulated_aucs(
     return found
 
 
-def _learning_rate(rounds: int) -> str:
-    return f"{float(min(_PATH_LENGTH / rounds, _LARGEST_STEP)):.6f}".rstrip("0")
+def _learning_rate(tuning: _Tuning, rounds: int) -> str:
+    return f"{float(min(tuning.path_length / rounds, _LARGEST_STEP)):.6f}".rstrip("0")
 
 
 def _verify_known(data: str) -> None:

@@ -33,6 +33,7 @@ class Certifying:
 
     def __init__(self, work: SiteRound) -> None:
         self.work = work
+        self._accepted: dict[str, bytes] = {}
 
     def check_shares(self) -> bool:
         """Opens the sealed shares of all collected contributions and answers which senders are faulty.
@@ -162,12 +163,16 @@ class Certifying:
                 self.work.plan.coordinator.name,
                 f"a second record was proposed for round {self.work.round}.",
             )
+        if record.digest in self._accepted:
+            # Signed a moment ago by this very object; what the sum consists of is bound by the record's digest.
+            return self._accepted[record.digest]
         contributions = self.work.contributions(record.predicate.contributions)
         key_blobs = {s: self._key_blob(s, c.predicate) for s, c in contributions.items()}
         sealed = {s: self._sealed(s, c.predicate) for s, c in contributions.items()}
         envelopes = {s: c.data for s, c in contributions.items()}
         total = verify_record(secrets, self.work.secure_sum(), record.predicate, envelopes, key_blobs, sealed, own)
         self.work.context.keystore.register_record(record.predicate.epoch, self.work.round, record.digest)
+        self._accepted[record.digest] = total.blob
         return total.blob
 
     def _key_blob(self, sender: str, contribution: Contribution) -> bytes:

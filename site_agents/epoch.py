@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from schemas.errors import PeerError
 from site_agents.context import SiteContext
+from site_agents.past import past_of
 from tasks.ceremonies import read_public_epoch
 from tasks.secure_sum.epoch import EpochPublic, EpochSecrets
-
-_PUBLIC: dict[tuple[str, str], EpochPublic] = {}
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ def load_epoch(context: SiteContext, epoch: int, sid_star: str) -> SiteEpoch:
 def public_epoch(context: SiteContext, epoch: int) -> EpochPublic:
     """Returns the verified public side of an epoch."""
     # Re-deriving it verifies every ceremony message again; within one process once per epoch is enough.
-    key = (str(context.home.folder) + context.study, str(epoch))
-    if key not in _PUBLIC:
-        _PUBLIC[key] = read_public_epoch(context.store, context.plan, epoch)
-    return _PUBLIC[key]
+    known = past_of(context).epochs
+    key = (context.study, epoch)
+    if key not in known:
+        known[key] = read_public_epoch(context.store, context.plan, epoch)
+    return known[key]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from site_agents.context import SiteContext
 from site_agents.epoch import public_epoch
+from site_agents.past import past_of
 from tasks.lineage import Lineage, extend_lineage, first_lineage
+from tasks.rounds import read_opening
 from tasks.server_step import parse_state, state_bytes
 
 
@@ -17,7 +19,6 @@ def model_before(context: SiteContext, round_: int) -> Lineage:
         PeerError: a published opening does not verify; names who is at fault.
     """
     lineage = first_lineage(context.plan)
-    processes = context.home.settings.options.bulk_processes
     start = 1
     for known in range(round_ - 1, 0, -1):
         stored = context.outbox.stored(_key(context, known))
@@ -26,13 +27,25 @@ def model_before(context: SiteContext, round_: int) -> Lineage:
             lineage, start = Lineage(parse_state(context.plan, state), digest), known + 1
             break
     for number in range(start, round_):
-        extended = extend_lineage(
-            context.store, context.plan, lambda e: public_epoch(context, e), lineage, number, processes
-        )
+        extended = _extend(context, lineage, number)
         if extended is not None:
             lineage = extended
             remember(context, number, lineage)
     return lineage
+
+
+def _extend(context: SiteContext, before: Lineage, number: int) -> Lineage | None:
+    past, opening = past_of(context), read_opening(context.store, context.plan, number)
+    key = (context.study, number, before.opening, opening.digest if opening is not None else "")
+    if past.shared and key in past.openings:
+        return past.openings[key]
+    processes = context.home.settings.options.bulk_processes
+    extended = extend_lineage(
+        context.store, context.plan, lambda epoch: public_epoch(context, epoch), before, number, processes
+    )
+    if past.shared and extended is not None and extended.opening == key[-1]:
+        past.openings[key] = extended
+    return extended
 
 
 def remember(context: SiteContext, round_: int, lineage: Lineage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,9 +49,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     Raises:
         OperationError: `seeds`.
     """
-    first, _, last = text.partition("-")
-    if first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first) <= 9999:
-        return tuple(range(int(first), int(last or first) + 1))
+    found = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text)
+    if found:
+        first, last = int(found[1]), int(found[2] or found[1])
+        if first <= last:
+            return tuple(range(first, last + 1))
     raise OperationError("seeds", "Expected seeds like 0-19 or 7.", "Correct --seeds.")
 
 

@@ -60,6 +60,7 @@ def run_once(
     """
     from infra.datasets import exact_held_out_auc, read_cohorts
     from infra.demo.workdir import Workdir
+    from site_agents.past import forget_past
     from tasks.server_step import released_weights
 
     with TemporaryDirectory(dir=scratch, prefix="consilium-study-") as name:
@@ -77,6 +78,7 @@ def run_once(
             fewest = min(fewest, len(outcome.record.predicate.contributions))
             _drop_closed_round(workdir, plan, round_)
         seconds = (time.monotonic() - started - ceremony) / (study.rounds + 1)
+        forget_past(consortium.sites.values())
         say("references")
         paths = {site.name: workdir.site(site.name) / "cohort.parquet" for site in plan.sites}
         cohorts = read_cohorts(plan.contract, paths)
@@ -113,6 +115,7 @@ def _prepare(
     from infra.demo.prepare import prepare_parties, write_participant_settings
     from infra.embedded import EmbeddedConsortium
     from schemas.options import RunOptions
+    from site_agents.past import share_past
 
     tables = load_site_tables(study.data, data_dir=data_dir, split_seed=seed)
     holders = [table.site for table in tables][: study.committee]
@@ -122,8 +125,9 @@ def _prepare(
     memory.mkdir(mode=0o700)
     # No Prefect server is asked for anything here; the steps are called in turn.
     write_participant_settings(workdir, plan, "http://unused.invalid/api", memory, RunOptions())
-    homes = {site.name: workdir.site(site.name) for site in plan.sites}
-    return plan, EmbeddedConsortium(workdir.coordinator, homes)
+    consortium = EmbeddedConsortium(workdir.coordinator, {site.name: workdir.site(site.name) for site in plan.sites})
+    share_past(consortium.sites.values())
+    return plan, consortium
 
 
 def _drop_closed_round(workdir: Workdir, plan: StudyPlan, round_: int) -> None:

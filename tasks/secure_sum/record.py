@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,6 +34,28 @@ class KeySum:
 
     blob: bytes
     digest: str
+
+
+class _AddedInputs(NamedTuple):
+    """Everything that a key sum depends on: the round, and the digest of each summand."""
+
+    study: str
+    instruction: str
+    sid_star: str
+    round: int
+    attempt: int
+    summands: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, context: RoundContext, contributions: Mapping[str, Contribution]) -> _AddedInputs:
+        summands = tuple((sender, contributions[sender].key_ciphertext) for sender in sorted(contributions))
+        i = context.instruction
+        return cls(context.plan.study, context.instruction_digest, i.sid_star, i.round, i.attempt, summands)
+
+
+# The sum that this process computed last. A holder adds the same ciphertexts when it certifies and when it shares; the
+# digests of the blobs it is given are taken again each time, so that it never speaks of bytes it was not given.
+_ADDED: dict[_AddedInputs, KeySum] = {}
 
 
 def verify_contribution(context: RoundContext, envelope: bytes, sender: str) -> Contribution:
@@ -114,11 +137,15 @@ def add_key_ciphertexts(
     Args:
         context: The round.
         contributions: Exactly the senders to add.
-        blobs: Key-ciphertext blob by sender; may be a lazy mapping, each blob is read once.
+        blobs: Key-ciphertext blob by sender; may be a lazy mapping, one blob is held at a time.
 
     Raises:
         PeerError: `duplicate-key-ciphertext`, `contribution-digest` or a wire error.
     """
+    inputs = _AddedInputs.of(context, contributions)
+    known = _ADDED.get(inputs)
+    if known is not None and all(sha256_hex(blobs.get(sender, b"")) == digest for sender, digest in inputs.summands):
+        return known
     p = context.parameters
     total = np.zeros((2, len(p.data_primes), p.ring_degree), dtype=np.uint64)
     seen: dict[str, str] = {}
@@ -130,7 +157,10 @@ def add_key_ciphertexts(
         total = ckks.add(p, total, ciphertext)
     header = context.header(Kind.KEY_SUM, "", total.shape)
     blob = write_blob(header, b"".join(pack_rows(part, p.data_primes) for part in total), None)
-    return KeySum(blob, sha256_hex(blob))
+    added = KeySum(blob, sha256_hex(blob))
+    _ADDED.clear()
+    _ADDED[inputs] = added
+    return added
 
 
 def read_key_sum(context: RoundContext, record: Record, blob: bytes) -> UInt64:
