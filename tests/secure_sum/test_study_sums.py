@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ from schemas.errors import OperationError
 from schemas.layout import attempt_key, round_key
 from site_agents.certifying import Certifying
 from site_agents.round import SiteRound
+from tasks.audit.keys import read_public_keys
+from tasks.audit.verify import verify_evidence
 from tests.simulator import Prepared, change_settings, copy_study, open_consortium
 
 
@@ -92,3 +95,28 @@ def test_a_round_with_bulk_work_over_two_processes_opens(study_after_ceremony: P
     assert consortium.coordinator.options.bulk_processes == 2
     outcome = consortium.run_round(consortium.finished_ceremony(), 1)
     assert len(outcome.record.predicate.contributions) == 5
+
+
+def test_a_study_goes_on_without_a_site_that_was_left_out_and_the_audit_names_the_altered_object(
+    study_after_ceremony: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = copy_study(study_after_ceremony, tmp_path / "study")
+    consortium = open_consortium(prepared)
+    site, public, real = consortium.plan.sites[1].name, consortium.finished_ceremony(), OpeningSteps.propose
+
+    def propose(steps: OpeningSteps, *arguments: Any) -> Any:
+        if steps.steps.round == 1:
+            alter(stored(consortium, attempt_key(consortium.plan.study, 1, 1, site, "bulk.bin")))
+        return real(steps, *arguments)
+
+    monkeypatch.setattr(OpeningSteps, "propose", propose)
+    assert (site, "invalid") in consortium.run_round(public, 1).record.predicate.dropped
+    assert consortium.run_round(public, 2).record.predicate.dropped == ()
+    evidence = consortium.release(2, None)
+    report = verify_evidence(evidence, read_public_keys(prepared.keys))
+    # The auditor cannot tell who altered the bytes, the site or whoever owns the store: it names record and object.
+    failed = {result.check: result.findings for result in report.results if result.status == "failed"}
+    assert set(failed) == {"C16", "C19"}
+    assert [finding.place.endswith("/round-0001/record.json") for finding in failed["C16"]] == [True]
+    altered = attempt_key(consortium.plan.study, 1, 1, site, "bulk.bin")
+    assert {finding.place for finding in failed["C19"]} == {altered}
