@@ -7,6 +7,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 BENCH_ARGS ?=
 STUDY_ARGS ?=
 DATA_DIR ?= data
@@ -29,7 +30,7 @@ ui: $(VENV)/.installed-demo
 	$(BIN)/consilium ui
 
 test: lint
-	$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-long: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "long" --timeout 7200 $(PYTEST_ARGS)

@@ -15,15 +15,18 @@ FIVE = default_threshold(5)
 
 
 def test_the_defaults_are_those_of_the_design() -> None:
-    assert Threshold(
-        t=3,
-        certificate_quorum=4,
-        k_min=4,
-        colluding_key_holders=2,
-        colluding_contributors=2,
-        honest_noise_shares=2,
-        tolerated_dropouts=1,
-    ) == FIVE
+    assert (
+        Threshold(
+            t=3,
+            certificate_quorum=4,
+            k_min=4,
+            colluding_key_holders=2,
+            colluding_contributors=2,
+            honest_noise_shares=2,
+            tolerated_dropouts=1,
+        )
+        == FIVE
+    )
     four = default_threshold(4)
     assert (four.t, four.certificate_quorum, four.k_min, four.colluding_key_holders) == (2, 3, 3, 1)
 
