@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -299,7 +298,11 @@ class OpeningSteps:
         for site, contribution in contributions.items():
             place = partial(attempt_key, self.steps.plan.study, self.steps.round, self.steps.attempt, site)
             blobs[site] = read_blob(self.steps.context.store, place("key.bin"), contribution.key_ciphertext, site)
-            sources[site] = (contribution, self._download(place("bulk.bin"), folder / f"{site}.bin"))
+            target = folder / f"{site}.bin"
+            sources[site] = (
+                contribution,
+                target if target.exists() else self.steps.download(place("bulk.bin"), target),
+            )
         context = self.steps.round_context(instruction)
         add_bulk(context, sources, folder / "bulk-sum.bin")
         return add_key_ciphertexts(context, contributions, blobs), folder / "bulk-sum.bin"
@@ -315,10 +318,3 @@ class OpeningSteps:
             while block := source.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
-
-    def _download(self, key: str, target: Path) -> Path:
-        if target.exists():
-            return target
-        with self.steps.context.store.open(key) as source, target.open("wb") as out:
-            copyfileobj(source, out)
-        return target

@@ -9,6 +9,9 @@ is opened only for a certificate of Q signatures. A step that runs again finds w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import copyfileobj
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -36,6 +39,7 @@ from tasks.rounds import (
     read_record,
     read_refusal,
 )
+from tasks.secure_sum.bulk import verify_bulk
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.record import verify_key_ciphertext
@@ -255,6 +259,14 @@ class RoundSteps:
         key = attempt_key(self.plan.study, self.round, self.attempt, site, "bulk.bin")
         if self.context.store.size(key) != contribution.bulk_bytes:
             raise PeerError("blob-missing", site, "the bulk ciphertext is missing or has another size.")
+        with TemporaryDirectory(dir=self.context.home) as folder:
+            verify_bulk(self.round_context(instruction), contribution, self.download(key, Path(folder) / "bulk.bin"))
+
+    def download(self, key: str, target: Path) -> Path:
+        """Streams an object into a local file."""
+        with self.context.store.open(key) as source, target.open("wb") as out:
+            copyfileobj(source, out)
+        return target
 
     def _verify_can_go_on(self, instruction: Signed[Instruction], answers: Answers) -> None:
         people = set(instruction.predicate.participants)

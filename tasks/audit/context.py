@@ -378,8 +378,8 @@ class AuditContext:
     def is_exempt(self, item: Item) -> bool:
         """Tells whether a signed record names the owner's answer to this attempt as invalid, and its ledger agrees.
 
-        Such an answer is kept as it came and is bound by the manifest only. A site whose ledger says that it refused or
-        contributed is no such case: then somebody replaced its answer.
+        Such an answer is kept as it came and is bound by the manifest only. If the site's ledger says that it refused,
+        or that it contributed and the contribution is not the one, somebody replaced its answer: no exemption.
         """
         if not item.attempt or item.site is None or not self.select("record", round=item.round):
             return False
@@ -388,6 +388,6 @@ class AuditContext:
             return False
         if not self.has_log(item.site):
             return True
-        answered = (Refused, PrivacyCommitted)
+        answered = (Refused, PrivacyCommitted) if item.kind == "contribution" else (Refused,)
         bodies = [entry.body for _, entry in self.log(item.site).about(self.study)]
         return not any(isinstance(body, answered) and body.instruction == record.instruction for body in bodies)

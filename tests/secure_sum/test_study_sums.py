@@ -97,7 +97,7 @@ def test_a_round_with_bulk_work_over_two_processes_opens(study_after_ceremony: P
     assert len(outcome.record.predicate.contributions) == 5
 
 
-def test_a_study_goes_on_without_a_site_that_was_left_out_and_the_audit_names_the_altered_object(
+def test_a_study_goes_on_without_a_site_that_was_left_out_and_the_audit_names_the_record(
     study_after_ceremony: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = copy_study(study_after_ceremony, tmp_path / "study")
@@ -114,9 +114,27 @@ def test_a_study_goes_on_without_a_site_that_was_left_out_and_the_audit_names_th
     assert consortium.run_round(public, 2).record.predicate.dropped == ()
     evidence = consortium.release(2, None)
     report = verify_evidence(evidence, read_public_keys(prepared.keys))
-    # The auditor cannot tell who altered the bytes, the site or whoever owns the store: it names record and object.
+    # The auditor cannot tell who altered the bytes, the site or whoever owns the store. It names the record that leaves
+    # out what had been collected; an object that was bad on arrival would not have been collected.
     failed = {result.check: result.findings for result in report.results if result.status == "failed"}
-    assert set(failed) == {"C16", "C19"}
+    assert set(failed) == {"C16"}
     assert [finding.place.endswith("/round-0001/record.json") for finding in failed["C16"]] == [True]
-    altered = attempt_key(consortium.plan.study, 1, 1, site, "bulk.bin")
-    assert {finding.place for finding in failed["C19"]} == {altered}
+
+
+def test_a_bulk_ciphertext_that_is_bad_on_arrival_is_left_out_and_the_audit_passes(
+    study_after_ceremony: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = copy_study(study_after_ceremony, tmp_path / "study")
+    consortium = open_consortium(prepared)
+    site, public, real = consortium.plan.sites[1].name, consortium.finished_ceremony(), RoundSteps.collect
+
+    def collect(steps: RoundSteps, *arguments: Any) -> Any:
+        if steps.round == 1:
+            alter(stored(consortium, attempt_key(consortium.plan.study, 1, 1, site, "bulk.bin")))
+        return real(steps, *arguments)
+
+    monkeypatch.setattr(RoundSteps, "collect", collect)
+    assert consortium.run_round(public, 1).record.predicate.dropped == ((site, "invalid"),)
+    evidence = consortium.release(1, None, "stopped by hand")
+    report = verify_evidence(evidence, read_public_keys(prepared.keys))
+    assert [result.check for result in report.results if result.status == "failed"] == []
