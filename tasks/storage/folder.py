@@ -11,7 +11,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -36,34 +37,12 @@ class FolderStore:
             PeerError: `name-taken` if the name holds other bytes.
             OperationError: `store-full`, `store-unwritable`.
         """
-        target = self._path(key, write=True)
-        temporary = self._temporary(target)
-        try:
-            with temporary.open("wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            self._publish(temporary, target, key)
-        except OSError as error:
-            raise _explain(error) from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        self._create(key, (data,))
 
     def put_file(self, key: str, source: Path) -> None:
         """Like `put` for the content of a local file, streamed."""
-        target = self._path(key, write=True)
-        temporary = self._temporary(target)
-        try:
-            with source.open("rb") as read, temporary.open("wb") as out:
-                while block := read.read(1 << 20):
-                    out.write(block)
-                out.flush()
-                os.fsync(out.fileno())
-            self._publish(temporary, target, key)
-        except OSError as error:
-            raise _explain(error) from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        with source.open("rb") as read:
+            self._create(key, iter(partial(read.read, 1 << 20), b""))
 
     def get(self, key: str) -> bytes | None:
         """Returns the bytes of `key`, or None if it does not exist (yet).
@@ -104,6 +83,21 @@ class FolderStore:
         for path in sorted(base.rglob("*")):
             if self._is_regular(path) and not path.name.startswith("."):
                 yield path.relative_to(self.root).as_posix()
+
+    def _create(self, key: str, blocks: Iterable[bytes]) -> None:
+        target = self._path(key, write=True)
+        temporary = self._temporary(target)
+        try:
+            with temporary.open("wb") as out:
+                for block in blocks:
+                    out.write(block)
+                out.flush()
+                os.fsync(out.fileno())
+            self._publish(temporary, target, key)
+        except OSError as error:
+            raise _explain(error) from None
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _open_regular(self, key: str) -> IO[bytes] | None:
         # The folder's owner is not trusted: a pipe would block the reader for ever, a link would show it another file.
