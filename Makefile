@@ -69,6 +69,7 @@ $(VENV)/bin/python:
 # torch goes first and by itself: asked for alone, pip takes a CPU-only build where one is at hand; as somebody's
 # dependency it may bring gigabytes of CUDA libraries.
 $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV): a few minutes, about 450 MB"
 	$(PIP) torch==2.13.0
 	@touch $@
 

@@ -44,6 +44,15 @@ class Consilium(click.Group):
         except ConsiliumError as error:
             _print_error(error)
             sys.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            _print_error(
+                OperationError(
+                    "not-installed",
+                    f"This command needs the package {error.name}.",
+                    "Install consilium with the extra that has it: site, coordinator or demo.",
+                )
+            )
+            sys.exit(OperationError.exit_code)
         except Exception as error:
             _print_unexpected(error)
             sys.exit(1)
@@ -167,6 +176,14 @@ def coordinator() -> None:
 def coordinator_run(home: Path) -> None:
     """Run the study of this folder to its end, or continue it where it stopped."""
     home = _existing(home, "config.json")
+    from infra.settings import enter_participant_environment, load_settings
+    from schemas.options import CoordinatorSettings
+
+    settings = load_settings(CoordinatorSettings, home / "config.json")
+    if (home / "summary.json").is_file():
+        click.echo(f"The study of this folder is finished; its evidence is in {home / 'evidence'}.", err=True)
+        return
+    enter_participant_environment(home.absolute(), settings.prefect_api_url)
     from flows.main import run_coordinator
 
     run_coordinator(home)

@@ -110,3 +110,25 @@ def save_settings(value: Settings, path: Path) -> None:
         out.flush()
         os.fsync(out.fileno())
     temporary.replace(path)
+
+
+def enter_participant_environment(home: Path, prefect_api_url: str) -> None:
+    """Makes this process a participant: no telemetry, no pickle, the Prefect server of its settings and no other.
+
+    Call it before Prefect or MLflow is imported. A process that a supervisor started has all of it already; one that a
+    person started by hand gets the same. The server must answer: Prefect would otherwise start a private one.
+
+    Args:
+        home: The participant's home folder.
+        prefect_api_url: From its config.json; `PREFECT_API_URL` in the environment comes first.
+
+    Raises:
+        OperationError: `prefect-unreachable`.
+    """
+    from infra.prefect_server import prefect_client_environment, wait_for_api
+
+    address = read_environment().prefect_api_url or prefect_api_url
+    wanted = prefect_client_environment(address, home / "prefect") | _ONE_THREAD | _NO_TELEMETRY | _NO_PICKLE
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    wait_for_api(address, timeout_seconds=15)

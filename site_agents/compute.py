@@ -116,7 +116,7 @@ def _child_main(pipe: Connection, plan: bytes, kind: str, weights: bytes, data: 
         values = compute_contribution(
             parse_canonical(StudyPlan, plan, "the plan"),
             kind,
-            np.frombuffer(weights, dtype=np.float64),
+            np.frombuffer(weights, dtype=np.float64).copy(),
             Path(data),
             os_noise_stream(),
         )

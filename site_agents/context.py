@@ -17,7 +17,7 @@ from site_agents.compute import Compute, compute_in_child
 from site_agents.home import SiteHome
 from site_agents.keystore import Keystore
 from site_agents.outbox import Outbox
-from site_agents.policy import verify_plan_bytes
+from site_agents.policy import verify_delta, verify_plan_bytes
 from tasks.ledger.budget import register_cohort
 from tasks.ledger.chain import read_entry
 from tasks.ledger.store import LedgerStore
@@ -130,6 +130,8 @@ def open_context(
     entry = plan.site(settings.name)
     if (entry.identity_key, entry.hpke_key) != (home.identity.identity_key, home.identity.hpke_key):
         raise PlanError("not-in-plan", f"The plan lists other keys for {settings.name}.", "Ask for a corrected plan.")
+    for delta in (plan.budget.delta, settings.delta):
+        verify_delta(delta, entry.declared_patients)
     approvals = verify_approvals(store, plan)
     ledger = LedgerStore(home.ledger_path, settings.name, home.identity.signing)
     cohort = _cohort_digest(home)

@@ -103,3 +103,17 @@ def verify_cohort_size(plan: StudyPlan, site: str, patients: int) -> None:
             f"Expected between 1 and {COHORT_MARGIN} times the {declared} patients that {site} declared.",
             "Declare the rounded cohort size anew in the next plan, or correct the data source.",
         )
+
+
+def verify_delta(delta: str, declared_patients: int) -> None:
+    """Refuses a delta at which releasing one patient's whole record would count as private.
+
+    Raises:
+        PlanError: `delta-too-large`.
+    """
+    if float(delta) * declared_patients >= 1:
+        raise PlanError(
+            "delta-too-large",
+            f"Expected delta below 1 / patients (1 / {declared_patients}), got {delta}.",
+            "Choose a smaller delta, as a rule a tenth of that or less.",
+        )

@@ -15,11 +15,13 @@ from infra.demo.workdir import DemoState, Workdir
 from infra.settings import save_settings
 from schemas.canonical import canonical_bytes
 from schemas.envelope import sign_envelope
+from schemas.errors import PlanError
 from schemas.layout import approval_key, coordinator_prefix, plan_key, site_prefix
 from schemas.messages import PlanApproval
 from schemas.options import CoordinatorSettings, RunOptions, SiteSettings
 from schemas.plan import CoordinatorEntry, SiteEntry, StudyPlan
-from schemas.threshold import Threshold, default_threshold, verify_numbers_fit
+from schemas.threshold import Threshold, broken_rules, default_threshold, verify_numbers_fit
+from site_agents.policy import verify_delta
 from tasks.identity import Identity, generate_identity, load_identity, save_identity
 from tasks.storage.folder import FolderStore
 
@@ -48,8 +50,10 @@ def prepare_study(options: DemoOptions, workdir: Workdir) -> tuple[StudyPlan, De
     # Everything that can be refused is asked before anything is written.
     tables = load_site_tables(options.data, options.sites, options.data_dir)
     numbers = choose_threshold(len(tables), options.threshold)
-    verify_numbers_fit(numbers, len(tables), len(tables))
+    _verify_threshold(numbers, len(tables))
     rounds, epsilon, delta = options.rounds or 10, options.epsilon or "3", options.delta or "1e-5"
+    for table in tables:
+        verify_delta(delta, table.declared_patients)
     parts = demo_plan_parts(options.data, len(tables), rounds, epsilon, delta, numbers)
     asked = replace(options, sites=len(tables), threshold=numbers.t, rounds=rounds, epsilon=epsilon, delta=delta)
 
@@ -109,6 +113,19 @@ def choose_threshold(sites: int, t: int | None) -> Threshold:
     if t is None:
         return numbers
     return numbers.model_copy(update={"t": t, "colluding_key_holders": min(numbers.colluding_key_holders, t - 1)})
+
+
+def _verify_threshold(numbers: Threshold, sites: int) -> None:
+    if broken_rules(numbers, sites, sites):
+        allowed = [t for t in range(2, sites + 1) if not broken_rules(choose_threshold(sites, t), sites, sites)]
+        try:
+            verify_numbers_fit(numbers, sites, sites)
+        except PlanError as error:
+            raise PlanError(
+                error.code,
+                error.message,
+                f"{error.remedy} {sites} hospitals allow --threshold {allowed[0]} to {allowed[-1]}.",
+            ) from None
 
 
 def load_plan(workdir: Workdir, study: str) -> StudyPlan:

@@ -234,6 +234,9 @@ def _running_parties(workdir: Workdir, plan: StudyPlan, control: ControlPlane, r
     try:
         parties.start()
         yield parties
+    except KeyboardInterrupt:
+        print("Stopping every process; this can take half a minute.", file=sys.stderr)
+        raise
     finally:
         parties.stop()
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from schemas.canonical import Digest, HexKey, Name, Strict, parse_json
-from schemas.errors import EvidenceError
+from schemas.errors import EvidenceError, OperationError
 from schemas.plan import StudyPlan
 
 MAXIMUM_BYTES = 4 * 1024 * 1024
@@ -44,7 +44,10 @@ def read_public_keys(path: Path) -> PublicKeys:
 
     Raises:
         EvidenceError: `keys-unreadable`.
+        OperationError: `keys-missing`.
     """
+    if not path.is_file():
+        raise OperationError("keys-missing", f"There is no file {path.name}.", "Check the path after --keys.")
     try:
         data = path.read_bytes()
         if len(data) > MAXIMUM_BYTES:

@@ -22,6 +22,7 @@ from tasks.audit.checks import (
 from tasks.audit.context import AuditContext
 from tasks.audit.evidence import EvidenceFolder
 from tasks.audit.keys import PublicKeys
+from tasks.audit.names import MANIFEST
 from tasks.audit.registry import AuditFailure, Check, run_check
 from tasks.audit.report import AuditReport
 
@@ -52,6 +53,12 @@ def verify_evidence(folder: Path, keys: PublicKeys | None) -> AuditReport:
     """
     if not folder.is_dir():
         raise OperationError("evidence-missing", f"Expected an evidence folder at {folder.name}.", "Check the path.")
+    if not (folder / MANIFEST).exists() and not (folder / "coordinator").exists():
+        raise OperationError(
+            "evidence-missing",
+            f"The folder {folder.name} holds no evidence.",
+            f"Name the folder with {MANIFEST} in it (in a demo: coordinator/evidence).",
+        )
     context = AuditContext(EvidenceFolder(folder), keys)
     results = tuple(run_check(check, context) for check in CHECKS)
     return AuditReport(

@@ -271,6 +271,9 @@ def _describe_plan(rules: LogRules, plan: StudyPlan) -> list[str]:
         if isinstance(gate, GdpFilter) and is_sampled(event):
             lines.append(f"The study {plan.title!r} samples patients; the site will refuse: it counts full batches.")
             continue
+        if rules.study_events.get((plan.study, event.data)):
+            lines.append(f"The study {plan.title!r} has charged {event.data} patients already; the above includes it.")
+            continue
         total, limit = rules.spent[event.data] + times * gate.cost(event), gate.limit(budget.epsilon, budget.delta)
         verdict = "fits" if total <= limit else "does NOT fit: the site will refuse before the end"
         epsilon = gate.epsilon(total, budget.delta)

@@ -196,11 +196,15 @@ def test_objects_of_another_study_are_refused(study: AgreedStudy, tmp_path: Path
 
 
 def test_an_empty_folder_is_not_verified(study: AgreedStudy, tmp_path: Path) -> None:
-    report = study.audit(tmp_path)
-    assert not report.passed
-    assert report.exit_code == 15
+    with pytest.raises(OperationError, match="holds no evidence"):
+        study.audit(tmp_path)
     with pytest.raises(OperationError, match="Expected an evidence folder"):
         study.audit(tmp_path / "nowhere")
+
+
+def test_a_mistyped_key_file_is_the_readers_own_mistake(tmp_path: Path) -> None:
+    with pytest.raises(OperationError, match=r"There is no file keys\.json"):
+        read_public_keys(tmp_path / "keys.json")
 
 
 def test_the_report_is_printed_whole_and_goes_through_json(study: AgreedStudy, tmp_path: Path) -> None:

@@ -22,6 +22,11 @@ from schemas.errors import OperationError
 WAITS = "import os, signal, sys; print(os.getpid(), os.getcwd(), *sys.argv[1:], flush=True); signal.pause()"
 DIES = "raise SystemExit(3)"
 SITES = ("mercy", "valley")
+import subprocess
+
+from infra.processes import find_free_port
+from infra.settings import save_settings
+from schemas.options import SiteSettings
 
 
 class World:
@@ -153,3 +158,23 @@ def test_a_coordinator_that_refused_passes_its_reason_and_exit_code_on(tmp_path:
 
 def test_a_coordinator_that_finished_is_believed(tmp_path: Path) -> None:
     verify_finished(Workdir(tmp_path), StudyView(), 0)
+
+
+def test_a_hand_started_agent_asks_the_server_of_its_settings_and_starts_none_of_its_own(tmp_path: Path) -> None:
+    settings = SiteSettings(
+        name="general",
+        store=str(tmp_path / "store"),
+        data=str(tmp_path / "cohort.parquet"),
+        studies=(),
+        prefect_api_url=f"http://127.0.0.1:{find_free_port()}/api",
+        epsilon="1",
+        delta="1e-6",
+    )
+    save_settings(settings, tmp_path / "config.json")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    command = [sys.executable, "-m", "infra.cli", "site", "run", "--home", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 14
+    assert "Error (prefect-unreachable)" in done.stderr
+    assert settings.prefect_api_url in done.stderr
+    assert "temporary server" not in done.stderr

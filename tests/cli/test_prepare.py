@@ -121,6 +121,14 @@ def test_a_threshold_that_cannot_hold_is_refused_before_anything_is_written(tmp_
     assert isinstance(error, PlanError)
     assert "t <= Q (5 <= 4)" in error.message
     assert "nearest plan that holds" in error.remedy
+    assert "5 hospitals allow --threshold 2 to 4." in error.remedy
+
+
+def test_a_delta_that_a_single_patient_could_use_up_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    error = refused(tmp_path, delta="0.5")
+    assert isinstance(error, PlanError)
+    assert error.code == "delta-too-large"
+    assert "below 1 / patients" in error.message
 
 
 def test_a_wrong_data_folder_is_refused_before_anything_is_written(tmp_path: Path) -> None:
