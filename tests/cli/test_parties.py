@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,17 +17,15 @@ from infra.demo.progress import PlainDisplay
 from infra.demo.server import ControlPlane
 from infra.demo.supervisor import AGENT_PROCESSES, Parties, StudyStopped, group_homes, verify_finished
 from infra.demo.workdir import Workdir
+from infra.processes import find_free_port
+from infra.settings import save_settings
 from schemas.errors import OperationError
+from schemas.options import SiteSettings
 
 # Stands in for an agent: says where it runs and what it was told, then waits to be stopped.
 WAITS = "import os, signal, sys; print(os.getpid(), os.getcwd(), *sys.argv[1:], flush=True); signal.pause()"
 DIES = "raise SystemExit(3)"
 SITES = ("mercy", "valley")
-import subprocess
-
-from infra.processes import find_free_port
-from infra.settings import save_settings
-from schemas.options import SiteSettings
 
 
 class World:
