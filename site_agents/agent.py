@@ -35,6 +35,8 @@ def run_site_agent(folder: Path) -> None:
 
 
 async def _serve(home: SiteHome) -> None:
+    from prefect.settings import get_current_settings
+
     from site_agents.flows import site_flows
     from site_agents.leftovers import close_leftover_runs
     from site_agents.worker import run_agent
@@ -53,7 +55,8 @@ async def _serve(home: SiteHome) -> None:
         home.settings.name,
         site_flows(home.folder),
         on_refusal=on_refusal,
-        poll_seconds=home.settings.options.poll_interval_seconds,
+        # A server on SQLite stalls under many questions: the environment then asks for fewer.
+        poll_seconds=max(home.settings.options.poll_interval_seconds, get_current_settings().worker.query_seconds),
     )
 
 
