@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from schemas.errors import EvidenceError
 
@@ -29,6 +29,24 @@ class Strict(BaseModel):
     """Base of every stored or signed noun: frozen, no unknown fields, no coercion between types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Extended(Strict):
+    """A noun that got fields after its bytes were frozen.
+
+    A field named in `LATER` is left out of the canonical bytes while it holds its default, so that bytes and digests
+    from before it existed stay canonical; bytes that spell the default out are refused.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = handler(self)
+        for name in self.LATER:
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+                del plain[name]
+        return plain
 
 
 M = TypeVar("M", bound=Strict)

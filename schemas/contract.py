@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.canonical import Decimal, Strict
+from schemas.canonical import Decimal, Extended, Strict
 from schemas.errors import PlanError
 
 ColumnName = str
 
 
-class Column(Strict):
+class Column(Extended):
     """One column of the contract.
 
     Attributes:
@@ -38,7 +38,7 @@ class Column(Strict):
     description: str = ""
 
 
-class DataContract(Strict):
+class DataContract(Extended):
     """Columns and cohort rules that every participating site's table must satisfy."""
 
     format: Literal["consilium/contract/1"] = "consilium/contract/1"

@@ -11,13 +11,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.canonical import Decimal, HexKey, Name, Strict, digest_of
+from schemas.canonical import Decimal, Extended, HexKey, Name, Strict, digest_of
 from schemas.contract import DataContract
 from schemas.errors import PlanError
 from schemas.threshold import Threshold, verify_numbers_fit
 
 
-class SiteEntry(Strict):
+class SiteEntry(Extended):
     """One site of a study.
 
     Attributes:
@@ -46,7 +46,7 @@ class ReviewerEntry(Strict):
     identity_key: HexKey
 
 
-class ModelSpec(Strict):
+class ModelSpec(Extended):
     """Model from the registry: ``logistic`` regression or ``mlp`` with tanh units; one logit output."""
 
     kind: Literal["logistic", "mlp"]
@@ -59,7 +59,7 @@ class ModelSpec(Strict):
         return self
 
 
-class MechanismSpec(Strict):
+class MechanismSpec(Extended):
     """One clipped-gradient sum per round and site, per patient, with integer Gaussian noise shares.
 
     Attributes:
@@ -82,7 +82,7 @@ class MechanismSpec(Strict):
     rounds: int = Field(ge=1, le=10_000)
 
 
-class OptimizerSpec(Strict):
+class OptimizerSpec(Extended):
     """Server step: the opened sum is divided by the public `divisor` and fed to the optimizer."""
 
     kind: Literal["sgd", "momentum", "adam", "yogi"]
@@ -95,7 +95,7 @@ class OptimizerSpec(Strict):
     weight_decay: Decimal = "0"
 
 
-class BudgetSpec(Strict):
+class BudgetSpec(Extended):
     """Per-site total over the study in the collusion reading, evaluation included.
 
     Training patients and held-out patients are disjoint and compose in parallel (two sub-ledgers).
@@ -106,7 +106,7 @@ class BudgetSpec(Strict):
     max_sites_per_patient: int = Field(default=2, ge=1, le=100)
 
 
-class EvaluationSpec(Strict):
+class EvaluationSpec(Extended):
     """One encrypted (label, score bin) histogram over the held-out patients, with integer Gaussian noise shares.
 
     Attributes:
@@ -118,7 +118,7 @@ class EvaluationSpec(Strict):
     noise_multiplier: Decimal
 
 
-class StudyPlan(Strict):
+class StudyPlan(Extended):
     """The plan that the coordinator and every site sign."""
 
     format: Literal["consilium/plan/1"] = "consilium/plan/1"
