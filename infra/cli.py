@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 import traceback
@@ -12,22 +11,9 @@ from typing import Any
 
 import click
 
+from infra.commands.audit import audit
+from infra.commands.base import FILE, FOLDER, Example, PositiveDecimal, existing
 from schemas.errors import ConsiliumError, OperationError
-
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
-
-
-class PositiveDecimal(click.ParamType[str]):
-    """A decimal number kept as the text that will be signed, since a float would not say which value was meant."""
-
-    name = "decimal"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value).lower()
-        if not re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]+)?(e-?[0-9]{1,2})?", text) or not 0 < float(text) < 1e6:
-            self.fail(f"Expected a positive number like 3 or 1e-5, got {value!r}.", param, ctx)
-        return text
 
 
 class Consilium(click.Group):
@@ -73,15 +59,6 @@ def _print_unexpected(error: Exception) -> None:
     click.echo(f"Error: something unforeseen went wrong ({type(error).__name__}).", err=True)
     click.echo(f"  Log: {path} (private; read it before you pass it on). CONSILIUM_DEBUG=1 shows it here.", err=True)
     click.echo("  To act: report it to the developers.", err=True)
-
-
-class Example(click.Command):
-    """A command whose help keeps the line breaks of its examples."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.epilog:
-            formatter.write_paragraph()
-            formatter.write("Examples:\n" + "".join(f"  {line}\n" for line in self.epilog.splitlines()))
 
 
 @click.group(
@@ -175,7 +152,7 @@ def coordinator() -> None:
 @click.option("--home", type=FOLDER, required=True, help="The coordinator's folder.")
 def coordinator_run(home: Path) -> None:
     """Run the study of this folder to its end, or continue it where it stopped."""
-    home = _existing(home, "config.json")
+    home = existing(home, "config.json")
     from infra.settings import enter_participant_environment, load_settings
     from schemas.options import CoordinatorSettings
 
@@ -187,37 +164,6 @@ def coordinator_run(home: Path) -> None:
     from flows.main import run_coordinator
 
     run_coordinator(home)
-
-
-@main.group(short_help="What an auditor runs, offline.")
-def audit() -> None:
-    """What an auditor runs: offline, with public keys and an evidence folder alone."""
-
-
-@audit.command(
-    "verify",
-    cls=Example,
-    epilog="consilium audit verify evidence --keys public-keys.json\n"
-    "consilium audit verify evidence --keys public-keys.json --json",
-)
-@click.argument("folder", type=FOLDER)
-@click.option("--keys", type=FILE, help="Public keys obtained from outside the evidence; without them identity fails.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
-def audit_verify(folder: Path, keys: Path | None, as_json: bool) -> None:
-    """Check every claim of an exported study. Exit code 0 only if no check failed, 15 otherwise."""
-    folder = _existing(folder)
-    from tasks.audit.keys import read_public_keys
-    from tasks.audit.report import render_report
-    from tasks.audit.verify import verify_evidence
-
-    report = verify_evidence(folder, read_public_keys(keys) if keys else None)
-    if as_json:
-        click.echo(report.model_dump_json(indent=2))
-    else:
-        from rich.console import Console
-
-        render_report(report, Console())
-    sys.exit(report.exit_code)
 
 
 @main.group(short_help="What an author of a plan runs.")
@@ -284,11 +230,7 @@ def ui(workdir: Path, browser: bool) -> None:
     run_ui(workdir, browser)
 
 
-def _existing(folder: Path, file: str = "") -> Path:
-    path = folder / file if file else folder
-    if not path.exists():
-        raise OperationError("not-found", f"Expected {path}, and it does not exist.", "Check the path.")
-    return folder.absolute()
+main.add_command(audit)
 
 
 if __name__ == "__main__":
