@@ -1,9 +1,9 @@
 """What people write by hand: YAML in which every scalar is the text that was written.
 
-A plan's numbers are signed as decimal strings and codes are compared as text, so YAML's guesses (`no` a boolean, `1_0` a
-number, `2024-01-01` a date, 0.1 a float) must never happen: `0.10` stays ``0.10`` and `no` stays ``no``. Types come from
-the noun that the file is read as. Tags, anchors and aliases, which build objects or grow a small file into a huge value,
-are refused.
+A plan's numbers are signed as decimal strings and codes are compared as text, so YAML's guesses (`no` a boolean, `1_0`
+a number, `2024-01-01` a date, 0.1 a float) must never happen: `0.10` stays ``0.10`` and `no` stays ``no``. Types come
+from the noun that the file is read as. Tags, anchors and aliases, which build objects or grow a small file into a huge
+value, are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 MAX_YAML_BYTES = 1024 * 1024
 MAX_YAML_DEPTH = 32
 _NOTHING = ("", "null", "~")
-_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in "str int float bool null timestamp merge value seq map".split()}
+_KINDS = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map")
+_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in _KINDS}
 
 M = TypeVar("M", bound=BaseModel)
 Raises = Callable[[str, str, str], ConsiliumError]
