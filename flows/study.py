@@ -29,7 +29,7 @@ from tasks.metrics import EvaluationMetrics
 from tasks.rounds import read_instruction, read_opening
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.tracking.names import study_name
-from tasks.tracking.release import model_name
+from tasks.tracking.vocabulary import model_name
 
 
 @dataclass

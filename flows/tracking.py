@@ -14,10 +14,11 @@ from tasks.metrics import EvaluationMetrics
 from tasks.server_step import weights_safetensors
 from tasks.storage.mailbox import Signed
 from tasks.tracking.plots import EpsilonAtRound
-from tasks.tracking.release import record_release, release_tags, tag_release
+from tasks.tracking.release import record_release, tag_release
 from tasks.tracking.rounds import RoundFacts, derive_round_metrics, record_round
 from tasks.tracking.study import close_study, describe_software, open_study
 from tasks.tracking.target import TrackingTarget
+from tasks.tracking.vocabulary import release_tags
 
 
 class Tracker:

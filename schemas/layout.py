@@ -46,7 +46,7 @@ def attempt_key(study: str, round_: int, attempt: int, site: str | None, item: s
 
 def ledger_key(study: str, owner: str, coordinator: bool, item: str) -> str:
     """Items: entries-<first sequence, 6 digits>.jsonl (slices, one envelope a line), checkpoint.json, witness.json,
-    closing.json (coordinator)."""
+    closing.json (coordinator); after reviews checkpoint-<size, 6 digits>.json (coordinator, one per further slice)."""
     prefix = coordinator_prefix(study) if coordinator else site_prefix(study, owner)
     return f"{prefix}/ledger/{item}"
 
@@ -54,3 +54,8 @@ def ledger_key(study: str, owner: str, coordinator: bool, item: str) -> str:
 def release_key(study: str, item: str) -> str:
     """Items: weights.safetensors, release.json, manifest.json."""
     return f"{coordinator_prefix(study)}/release/{item}"
+
+
+def review_key(study: str, reviewer: str, number: int) -> str:
+    """A reviewer's n-th signed decision about the release; uploaded by the coordinator."""
+    return f"{coordinator_prefix(study)}/review/decision-{reviewer}-{number}.json"

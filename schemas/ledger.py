@@ -14,6 +14,7 @@ from pydantic import Field
 from schemas.canonical import Decimal, Digest, Name, Strict
 from schemas.envelope import Predicate
 from schemas.messages import ModelRelease
+from schemas.review import ReviewDecision
 
 NO_STUDY = "0" * 64
 
@@ -181,6 +182,33 @@ class ModelReleased(Strict):
     release: ModelRelease
 
 
+class ReviewDecided(Strict):
+    """A reviewer's signed decision arrived, by whichever door; `review` is its envelope digest."""
+
+    kind: Literal["review-decided"] = "review-decided"
+    review: Digest
+    decision: ReviewDecision
+
+
+class ReleaseDecided(Strict):
+    """What the release gate did after the decisions entered before it.
+
+    Attributes:
+        release: Envelope digest of ``release.json``.
+        outcome: ``withdrawn`` if a reviewer rejected what had been released.
+        decisions: Envelope digests of the latest decision of every reviewer who decided, by reviewer name.
+        evidence: Envelope digest of the manifest of the evidence that the gate had audited.
+        model_version: ``name/version`` in MLflow; informative.
+    """
+
+    kind: Literal["release-decided"] = "release-decided"
+    release: Digest
+    outcome: Literal["released", "rejected", "withdrawn"]
+    decisions: tuple[Digest, ...] = Field(min_length=1)
+    evidence: Digest
+    model_version: str = Field(max_length=300)
+
+
 Body = Annotated[
     PlanApproved
     | CohortRegistered
@@ -193,7 +221,9 @@ Body = Annotated[
     | InstructionIssued
     | RecordProposed
     | SumOpened
-    | ModelReleased,
+    | ModelReleased
+    | ReviewDecided
+    | ReleaseDecided,
     Field(discriminator="kind"),
 ]
 

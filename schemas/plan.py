@@ -118,8 +118,17 @@ class EvaluationSpec(Extended):
     noise_multiplier: Decimal
 
 
+class ReleaseSpec(Strict):
+    """What turns a candidate into a released model: so many approvals with distinct reviewer keys of the plan, and no
+    standing rejection. A plan without reviewers leaves its model a candidate."""
+
+    reviewers_needed: int = Field(default=1, ge=1, le=16)
+
+
 class StudyPlan(Extended):
     """The plan that the coordinator and every site sign."""
+
+    LATER = ("release",)
 
     format: Literal["consilium/plan/1"] = "consilium/plan/1"
     title: str = Field(min_length=1, max_length=200)
@@ -136,6 +145,7 @@ class StudyPlan(Extended):
     budget: BudgetSpec
     evaluation: EvaluationSpec
     rounds_per_epoch: int = Field(default=64, ge=1, le=64)
+    release: ReleaseSpec = ReleaseSpec()
 
     @model_validator(mode="after")
     def _check(self) -> StudyPlan:
@@ -146,6 +156,14 @@ class StudyPlan(Extended):
         keys += [r.identity_key for r in self.reviewers]
         if len(set(keys)) != len(keys) or len({s.hpke_key for s in self.sites}) != len(self.sites):
             raise PlanError("plan-keys", "Two participants share a key.", "Every participant makes its own identity.")
+        if len({r.name for r in self.reviewers}) != len(self.reviewers):
+            raise PlanError("plan-reviewers", "Two reviewers have the same name.", "Give every reviewer a name.")
+        if self.release.reviewers_needed > max(1, len(self.reviewers)):
+            raise PlanError(
+                "plan-reviewers",
+                f"Expected at least {self.release.reviewers_needed} reviewers, got {len(self.reviewers)}.",
+                "Name more reviewers, or lower release.reviewers_needed.",
+            )
         verify_numbers_fit(self.threshold, len(self.key_holders), len(self.contributors))
         return self
 

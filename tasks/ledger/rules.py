@@ -10,6 +10,8 @@ Invariants:
 4. One record per round: a site signs one and answers for that one, and contributes nothing to the round afterwards;
    a coordinator proposes one, issues no instruction for the round afterwards and opens it once.
 5. Key ceremonies of a study have increasing epochs.
+6. Reviews, and what follows from them, come after the release they are about; a reviewer's decisions count upwards;
+   what was released is not released again unless it was withdrawn, and only what was released can be withdrawn.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from schemas.ledger import (
     RecordProposed,
     RecordSigned,
     Refused,
+    ReleaseDecided,
+    ReviewDecided,
     ShareReleased,
     SumOpened,
 )
@@ -64,6 +68,7 @@ class LogRules:
         self._opened: set[tuple[str, int]] = set()
         self._released: set[str] = set()
         self._epochs: dict[str, int] = {}
+        self._reviews = ReviewRules()
 
     def admit(self, study: str, body: Body) -> None:
         """Checks `body` against everything before it and takes it in; on refusal nothing changes.
@@ -96,6 +101,11 @@ class LogRules:
                 self._admit_share(study, body)
             case InstructionIssued() | RecordProposed() | SumOpened() | ModelReleased():
                 self._admit_coordination(study, body)
+            case ReviewDecided() | ReleaseDecided():
+                _require(
+                    study in self._released, "release-first", "Expected the released model of its study before it."
+                )
+                self._reviews.admit(study, body)
             case KeyCeremony():
                 _require(body.epoch > self._epochs.get(study, 0), "epoch-order", "Expected a later epoch.")
                 self._epochs[study] = body.epoch
@@ -214,6 +224,33 @@ class LogRules:
                 _require(at in self._proposed, "record-first", "Expected a proposed record of the round before it.")
                 _require(at not in self._opened, "opened-twice", "The round was opened before.")
                 self._opened.add(at)
+
+
+class ReviewRules:
+    """Reviewers' decisions and the gate's, in the order in which they may follow each other."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._entered: dict[str, set[str]] = {}
+        self._released: set[str] = set()
+
+    def admit(self, study: str, body: ReviewDecided | ReleaseDecided) -> None:
+        """Checks one entry and takes it in; on refusal nothing changes."""
+        entered = self._entered.setdefault(study, set())
+        if isinstance(body, ReviewDecided):
+            at = (study, body.decision.reviewer)
+            _require(body.decision.number > self._numbers.get(at, 0), "review-order", "Expected a later review number.")
+            self._numbers[at] = body.decision.number
+            entered.add(body.review)
+            return
+        _require(set(body.decisions) <= entered, "review-first", "Expected every decision it rests on before it.")
+        if body.outcome == "released":
+            _require(study not in self._released, "released-twice", "The model was released before.")
+            self._released.add(study)
+        else:
+            withdraws = study in self._released
+            _require(withdraws == (body.outcome == "withdrawn"), "withdrawal", "Only what is released is withdrawn.")
+            self._released.discard(study)
 
 
 def _require(holds: bool, rule: str, text: str) -> None:

@@ -7,7 +7,6 @@ A version without tags is one whose study crashed in between; running the releas
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from schemas.canonical import sha256_hex
 from schemas.errors import EvidenceError
-from schemas.messages import EpsilonReport, LogPosition, ModelRelease
+from schemas.messages import ModelRelease
 from schemas.plan import StudyPlan, feature_count
 from tasks.metrics import EvaluationMetrics
 from tasks.tracking.allowed import STUDY_ARTIFACTS, verify_names
@@ -23,13 +22,7 @@ from tasks.tracking.network import build_network
 from tasks.tracking.plots import EpsilonAtRound, draw_plots
 from tasks.tracking.study import StudyRun, describe_run
 from tasks.tracking.target import TrackingTarget, common_tags, connect
-
-CANDIDATE = "candidate"
-
-
-def model_name(plan: StudyPlan) -> str:
-    """Returns the registered model's name: studies on the same contract and model kind become versions of one model."""
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', plan.contract.name)}-{plan.model.kind}"
+from tasks.tracking.vocabulary import CANDIDATE, model_name
 
 
 def record_release(
@@ -98,43 +91,6 @@ def tag_release(target: TrackingTarget, plan: StudyPlan, version: str, tags: Map
     for key, value in sorted(tags.items()):
         client.set_model_version_tag(name, version, key, value)
     client.set_registered_model_alias(name, CANDIDATE, version)
-
-
-def release_tags(
-    plan: StudyPlan, release: ModelRelease, roots: Mapping[str, LogPosition], release_digest: str
-) -> dict[str, str]:
-    """Returns the version tags in the documented vocabulary.
-
-    Args:
-        plan: The study plan.
-        release: What is released.
-        roots: Log owner (coordinator or site) to its checkpointed position.
-        release_digest: Envelope digest of ``release.json``.
-    """
-    tags = {
-        "consilium.study": plan.study,
-        "consilium.plan_digest": plan.study,
-        "consilium.release": release_digest,
-        "consilium.weights": release.weights,
-        "consilium.model_state": release.model,
-        "consilium.rounds": str(release.rounds),
-        "consilium.complete": "yes" if release.complete else "no",
-        "consilium.unit": f"{plan.mechanism.unit}, {plan.mechanism.neighboring_relation}",
-        "consilium.delta": plan.budget.delta,
-        "consilium.epsilon_limit": plan.budget.epsilon,
-    }
-    tags |= _epsilon_tags("epsilon", release.epsilon) | _epsilon_tags("evaluation_epsilon", release.evaluation_epsilon)
-    tags |= {f"consilium.{name}": value for name, value in release.metrics}
-    tags |= {f"consilium.ledger.{owner}": f"{at.size}:{at.root}" for owner, at in sorted(roots.items())}
-    return tags
-
-
-def _epsilon_tags(prefix: str, reports: Sequence[EpsilonReport]) -> dict[str, str]:
-    """Returns the largest value over sites in each reading; the ledgers hold the rest."""
-    readings = ("collusion", "outsider", "fallback")
-    if not reports:
-        return {}
-    return {f"consilium.{prefix}_{r}": max((str(getattr(x, r)) for x in reports), key=float) for r in readings}
 
 
 def _find_version(client: Any, plan: StudyPlan) -> str | None:

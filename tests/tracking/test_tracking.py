@@ -21,10 +21,11 @@ from tasks.metrics import evaluate_histogram
 from tasks.server_step import initial_state, released_weights, weights_safetensors
 from tasks.tracking.network import build_network
 from tasks.tracking.plots import EpsilonAtRound
-from tasks.tracking.release import model_name, record_release, release_tags, tag_release
+from tasks.tracking.release import record_release, tag_release
 from tasks.tracking.rounds import record_round
 from tasks.tracking.study import StudyRun, close_study, describe_software, open_study
 from tasks.tracking.target import TrackingTarget, connect
+from tasks.tracking.vocabulary import is_known_tag, model_name, release_tags
 from tests.tracking.studies import SITES, make_plan, make_release, step, train_facts
 
 
@@ -257,3 +258,10 @@ def test_an_ended_study_says_why(target: TrackingTarget, plan: StudyPlan, run: S
     assert (ended.info.status, ended.data.tags["consilium.end_reason"]) == ("KILLED", "budget-exceeded")
     open_study(target, plan, describe_software())
     assert connect(target).get_run(run.run_id).info.status == "RUNNING"
+
+
+def test_every_tag_of_a_version_is_in_the_vocabulary(
+    target: TrackingTarget, plan: StudyPlan, released: tuple[str, bytes]
+) -> None:
+    tags = connect(target).get_model_version(model_name(plan), released[0]).tags
+    assert [name for name in tags if not is_known_tag(name)] == []
