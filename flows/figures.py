@@ -17,19 +17,24 @@ from tasks.rounds import read_refusal
 from tasks.storage.mailbox import Signed
 
 
-def published_entries(context: CoordinatorContext, site: str) -> list[LedgerEntry]:
-    """Returns the entries about this study that `site` has published so far, each with a verified signature."""
-    entries: list[LedgerEntry] = []
+def read_published(context: CoordinatorContext, site: str) -> list[tuple[str, LedgerEntry]]:
+    """Returns (study, entry) of everything that `site` has published so far, each with a verified signature.
+
+    Raises:
+        EvidenceError: an entry is malformed or not signed by the site's key.
+    """
+    entries: list[tuple[str, LedgerEntry]] = []
     prefix = ledger_key(context.study, site, False, "entries-")
     key_hex = context.plan.site(site).identity_key
     for key in context.store.list(prefix.rsplit("/", 1)[0]):
-        if not key.startswith(prefix):
-            continue
-        for line in (context.store.get(key) or b"").splitlines():
-            study, entry = read_entry(line, site, key_hex)
-            if study == context.study:
-                entries.append(entry)
+        if key.startswith(prefix):
+            entries += [read_entry(line, site, key_hex) for line in (context.store.get(key) or b"").splitlines()]
     return entries
+
+
+def published_entries(context: CoordinatorContext, site: str) -> list[LedgerEntry]:
+    """Returns the entries about this study that `site` has published so far, each with a verified signature."""
+    return [entry for study, entry in read_published(context, site) if study == context.study]
 
 
 def epsilon_of_sites(

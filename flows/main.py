@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from flows.context import open_coordinator
+from flows.lease import hold_study
 from flows.progress import Progress
 from schemas.errors import ConsiliumError
 
@@ -20,10 +21,11 @@ def run_coordinator(home: Path) -> None:
     """
     progress = Progress(home / "events.jsonl")
     try:
-        context = open_coordinator(home)
-        from flows.study import run_study  # prefect reads its environment on import
+        with hold_study(home):
+            context = open_coordinator(home)
+            from flows.study import run_study  # prefect reads its environment on import
 
-        asyncio.run(run_study(context))
+            asyncio.run(run_study(context))
     except ConsiliumError as error:
         progress.emit("failed", code=error.code, message=error.message, remedy=error.remedy)
         raise

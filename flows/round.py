@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from prefect import flow
 
 from flows.context import CoordinatorContext
+from flows.notices import SITE_SILENT, notify, site_resource
 from flows.opening_steps import OpeningSteps
 from flows.round_steps import Answers, RoundOutcome, RoundSteps
 from flows.tasks import deciding, waiting
@@ -129,6 +130,7 @@ async def collect(steps: RoundSteps, instruction: Signed[Instruction], answers: 
         await asyncio.sleep(options.poll_interval_seconds)
     for site in pending:
         progress.emit("site-state", round=steps.round, site=site, state="silent", code=None)
+        await notify(SITE_SILENT, steps.context.study, site_resource(site), {"site": site, "round": str(steps.round)})
     await runs.abandon(pending)
 
 

@@ -13,6 +13,7 @@ import click
 
 from infra.commands.audit import audit
 from infra.commands.base import FILE, FOLDER, Example, PositiveDecimal, existing
+from infra.commands.deploy import deploy, serve
 from schemas.errors import ConsiliumError, OperationError
 
 
@@ -164,6 +165,10 @@ def coordinator_run(home: Path) -> None:
     from flows.main import run_coordinator
 
     run_coordinator(home)
+
+
+coordinator.add_command(deploy)
+coordinator.add_command(serve)
 
 
 @main.group(short_help="What an author of a plan runs.")

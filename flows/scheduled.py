@@ -1,0 +1,51 @@
+"""What the coordinator's scheduled deployments run. Each takes only a home folder on the coordinator's own machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.states import Cancelled, Completed, Failed
+
+from flows.context import open_coordinator
+from flows.lease import hold_study
+from flows.progress import Progress
+from flows.study import run_study
+from schemas.errors import ConsiliumError
+
+_log = logging.getLogger("consilium.coordinator")
+
+
+@flow(name="scheduled-study", persist_result=False)
+async def scheduled_study(home: str) -> State[Any]:
+    """Runs the study of `home`, or continues it where a crash left it; a study that is released stops its schedule."""
+    folder = Path(home)
+    try:
+        with hold_study(folder):
+            if not (folder / "summary.json").is_file():
+                await run_study(open_coordinator(folder))
+    except ConsiliumError as error:
+        if error.code == "study-running":
+            return Cancelled(name="AlreadyRunning", message=error.message)
+        Progress(folder / "events.jsonl").emit("failed", code=error.code, message=error.message, remedy=error.remedy)
+        return Failed(message=f"{error.code}: {error.message} {error.remedy} To act: {error.who_must_act}.")
+    await _stop_schedule()
+    return Completed(message="The study is released.")
+
+
+async def _stop_schedule() -> None:
+    """Switches off the schedules of the deployment that this run came from; a run by hand has none."""
+    run = FlowRunContext.get()
+    deployment = run.flow_run.deployment_id if run is not None and run.flow_run is not None else None
+    if deployment is None:
+        return
+    with contextlib.suppress(Exception):  # a view only: the next run would find the study released
+        async with get_client() as client:
+            for schedule in await client.read_deployment_schedules(deployment):
+                await client.update_deployment_schedule(deployment, schedule.id, active=False)

@@ -1,0 +1,120 @@
+"""`consilium coordinator deploy` and `consilium coordinator serve`: the coordinator's schedules and their worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infra.commands.base import FILE, FOLDER, Example
+from schemas.errors import OperationError
+
+
+class NamedCron(click.ParamType[tuple[str, str]]):
+    """``NAME=CRON``."""
+
+    name = "name=cron"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        found = re.fullmatch(r"([a-z]+)=(.+)", str(value))
+        if found is None:
+            self.fail(f"Expected something like study='0 2 * * *', got {value!r}.", param, ctx)
+        return found[1], found[2]
+
+
+def deploy_home(home: Path, crons: tuple[tuple[str, str], ...], webhook_file: Path | None) -> list[str]:
+    """Applies ``prefect.yaml`` for the study of `home` and returns what was applied.
+
+    Raises:
+        OperationError: `settings-unreadable`, `prefect-unreachable`, and those of `infra.deployments`.
+    """
+    settings = enter_home(home)
+    webhook = _read_webhook(webhook_file) if webhook_file is not None else None
+    from infra.deployments import PROJECT, apply_project, read_project
+
+    project = read_project(PROJECT, home, settings.study)
+    return asyncio.run(apply_project(project, settings.study, dict(crons), webhook))
+
+
+def serve_home(home: Path) -> None:
+    """Runs the coordinator's Prefect worker until it is stopped.
+
+    Raises:
+        OperationError: `settings-unreadable`, `prefect-unreachable`, `not-deployed`.
+    """
+    # A schedule that is five seconds late harms nobody; asking four times a second would keep the database busy.
+    os.environ["PREFECT_WORKER_QUERY_SECONDS"] = "5"
+    enter_home(home)
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    from infra.deployments import POOL
+
+    worker = ProcessWorker(POOL, create_pool_if_not_found=False)
+    try:
+        asyncio.run(worker.start())
+    except ObjectNotFound:
+        raise OperationError(
+            "not-deployed", f"There is no work pool {POOL}.", "Run `consilium coordinator deploy` first."
+        ) from None
+
+
+def enter_home(home: Path) -> Any:
+    """Makes this process the coordinator of `home`; returns its settings."""
+    from infra.settings import enter_participant_environment, load_settings
+    from schemas.options import CoordinatorSettings
+
+    settings = load_settings(CoordinatorSettings, home / "config.json")
+    enter_participant_environment(home, settings.prefect_api_url)
+    return settings
+
+
+def _read_webhook(path: Path) -> str:
+    try:
+        address = path.read_text().strip()
+    except OSError:
+        address = ""
+    if not re.fullmatch(r"https?://\S+", address):
+        raise OperationError(
+            "webhook-unreadable", f"Expected one http address in {path}.", "Write the webhook's address to the file."
+        )
+    return address
+
+
+HOME = click.option("--home", type=FOLDER, required=True, help="The coordinator's folder.")
+
+
+@click.command(
+    cls=Example,
+    epilog="consilium coordinator deploy --home .\n"
+    "consilium coordinator deploy --home . --cron study='0 2 * * *' --webhook-file webhook.txt",
+)
+@HOME
+@click.option(
+    "--cron", "crons", type=NamedCron(), multiple=True, help="Another schedule: study='0 2 * * *'; repeatable."
+)
+@click.option(
+    "--webhook-file",
+    type=FILE,
+    help="File with one address; silent sites, low budgets and failed audits are posted to it.",
+)
+def deploy(home: Path, crons: tuple[tuple[str, str], ...], webhook_file: Path | None) -> None:
+    """Make or renew the schedules of this study on its Prefect server.
+
+    The study runs, or continues after a crash, every 15 minutes until it is released; its budget report is weekly.
+    Repeat the command after a change: it never makes anything twice, and a schedule that was paused stays paused.
+    `consilium coordinator serve` runs what is due. Every client of the server can read a webhook's address.
+    """
+    for line in deploy_home(home.absolute(), crons, webhook_file):
+        click.echo(line)
+
+
+@click.command(cls=Example, epilog="consilium coordinator serve --home .")
+@HOME
+def serve(home: Path) -> None:
+    """Run the scheduled studies, audits and reports of this machine until it is stopped."""
+    serve_home(home.absolute())
