@@ -14,6 +14,8 @@ COMMANDS = [
     ["site", "run"],
     ["site", "budget"],
     ["coordinator", "run"],
+    ["coordinator", "deploy"],
+    ["coordinator", "serve"],
     ["audit", "verify"],
     ["plan", "check"],
     ["study", "run"],
