@@ -13,13 +13,14 @@ from flows.tasks import deciding, waiting
 from flows.waiting import SiteRuns
 from schemas.errors import OperationError
 from schemas.layout import ceremony_key
+from schemas.plan import Agreement
 from tasks.ceremonies import ALL_PHASES, is_complete, missing_messages
 from tasks.secure_sum.epoch import EpochPublic
 
 MAXIMUM_EPOCHS = 999
 
 
-async def run_ceremony(context: CoordinatorContext, after: int = 0) -> EpochPublic:
+async def run_ceremony(context: CoordinatorContext[Agreement], after: int = 0) -> EpochPublic:
     """Returns the public side of the newest complete epoch above `after`; holds a ceremony if there is none.
 
     An epoch that broke off (a holder died in it) stays dead; the next one is opened.
@@ -45,20 +46,20 @@ async def run_ceremony(context: CoordinatorContext, after: int = 0) -> EpochPubl
 
 
 @deciding("open-epoch")
-async def open_epoch(context: CoordinatorContext, epoch: int) -> None:
+async def open_epoch(context: CoordinatorContext[Agreement], epoch: int) -> None:
     """Signs and publishes the ceremony instruction."""
     sign_ceremony_instruction(context, epoch)
     context.progress.emit("ceremony-started", epoch=epoch)
 
 
 @waiting("dispatch")
-async def ask_holders(context: CoordinatorContext, runs: SiteRuns) -> None:
+async def ask_holders(context: CoordinatorContext[Agreement], runs: SiteRuns) -> None:
     """Starts one flow run at every key holder."""
     await runs.start(site.name for site in context.plan.key_holders)
 
 
 @waiting("follow-phases")
-async def follow_phases(context: CoordinatorContext, epoch: int, runs: SiteRuns) -> None:
+async def follow_phases(context: CoordinatorContext[Agreement], epoch: int, runs: SiteRuns) -> None:
     """Waits until every holder has signed the transcript."""
     started = time.monotonic()
     end = started + context.options.ceremony_deadline_seconds
@@ -77,12 +78,12 @@ async def follow_phases(context: CoordinatorContext, epoch: int, runs: SiteRuns)
 
 
 @deciding("verify-transcript")
-async def verify_transcript(context: CoordinatorContext, epoch: int) -> EpochPublic:
+async def verify_transcript(context: CoordinatorContext[Agreement], epoch: int) -> EpochPublic:
     """Verifies everything public of the ceremony and enters it into the study log."""
     return enter_ceremony(context, epoch)
 
 
-def _newest_opened(context: CoordinatorContext) -> int:
+def _newest_opened(context: CoordinatorContext[Agreement]) -> int:
     epoch = 0
     while epoch < MAXIMUM_EPOCHS and context.store.exists(
         ceremony_key(context.study, epoch + 1, None, "instruction.json")

@@ -7,12 +7,13 @@ from schemas.envelope import sign_envelope
 from schemas.layout import ceremony_key
 from schemas.ledger import KeyCeremony
 from schemas.messages import CeremonyInstruction
+from schemas.plan import Agreement
 from tasks.ceremonies import read_public_epoch
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.parameters import derive_sid, parameters_digest
 
 
-def sign_ceremony_instruction(context: CoordinatorContext, epoch: int) -> None:
+def sign_ceremony_instruction(context: CoordinatorContext[Agreement], epoch: int) -> None:
     """Signs and publishes the instruction that opens `epoch`; everything in it follows from the plan."""
     plan = context.plan
     message = CeremonyInstruction(epoch=epoch, sid=derive_sid(plan, epoch), parameters=parameters_digest(plan))
@@ -20,7 +21,7 @@ def sign_ceremony_instruction(context: CoordinatorContext, epoch: int) -> None:
     context.store.put(key, sign_envelope(message, plan.study, context.identity.signing))
 
 
-def enter_ceremony(context: CoordinatorContext, epoch: int) -> EpochPublic:
+def enter_ceremony(context: CoordinatorContext[Agreement], epoch: int) -> EpochPublic:
     """Verifies everything public of a complete ceremony and enters it into the study log.
 
     Raises:

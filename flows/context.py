@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
 
 from pydantic import ValidationError
 
@@ -13,7 +14,7 @@ from schemas.canonical import parse_canonical, sha256_hex
 from schemas.errors import OperationError, PlanError
 from schemas.ledger import PlanApproved
 from schemas.options import CoordinatorSettings, RunOptions
-from schemas.plan import StudyPlan
+from schemas.plan import Plan_co, StudyPlan
 from tasks.identity import Identity, load_identity
 from tasks.ledger.store import LedgerStore
 from tasks.rounds import read_plan, verify_approvals
@@ -22,13 +23,16 @@ from tasks.storage.folder import FolderStore
 
 
 @dataclass(frozen=True)
-class CoordinatorContext:
-    """The coordinator of one study. Its state is the store and the study log; nothing else has to survive a crash."""
+class CoordinatorContext(Generic[Plan_co]):
+    """The coordinator of one study, or of one question (`CoordinatorContext[StatisticsPlan]`).
+
+    Its state is the store and the study log; nothing else has to survive a crash.
+    """
 
     home: Path
     settings: CoordinatorSettings
     identity: Identity
-    plan: StudyPlan
+    plan: Plan_co
     store: Store
     log: LedgerStore
     progress: Progress

@@ -39,7 +39,8 @@ class Tracker:
     def round(self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> RoundFacts:
         """Records an opened round; returns what it may tell."""
         context, record = self._context, outcome.record.predicate
-        kind: Literal["train", "evaluate"] = outcome.instruction.predicate.kind
+        asked = outcome.instruction.predicate.kind
+        kind: Literal["train", "evaluate"] = "train" if asked == "train" else "evaluate"
         reports = epsilon_of_sites(context, "training" if kind == "train" else "held-out", record.round)
         if kind == "train":
             self._history.append(_at_round(record.round, reports))

@@ -10,6 +10,7 @@ from flows.context import CoordinatorContext
 from flows.dispatch import abandon_run, dispatch, dispatch_key, run_state
 from flows.pages import study_tag
 from schemas.errors import OperationError
+from schemas.plan import Agreement
 
 CHECK_RUNS_SECONDS = 2.0
 
@@ -22,7 +23,12 @@ class SiteRuns:
     """
 
     def __init__(
-        self, context: CoordinatorContext, flow_name: str, number: int, label: str, parameters: dict[str, Any]
+        self,
+        context: CoordinatorContext[Agreement],
+        flow_name: str,
+        number: int,
+        label: str,
+        parameters: dict[str, Any],
     ) -> None:
         """Prepares the runs of one step; `label` is what people see behind the site's name."""
         self._context = context

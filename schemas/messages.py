@@ -129,15 +129,15 @@ class Instruction(Predicate):
     A later attempt equals the first but for `attempt` and `participants`.
 
     Attributes:
-        kind: ``train`` (one clipped-gradient sum) or ``evaluate`` (held-out histogram).
+        kind: ``train`` (one clipped-gradient sum), ``evaluate`` (held-out histogram) or ``statistics`` (a question).
         round: 1-based over the study; evaluation follows the last training round.
-        model: Digest of the model state that the site must hold (see `tasks.server_step`).
+        model: Digest of the model state that the site must hold (see `tasks.server_step`); of the query of a question.
         previous_opening: Envelope digest of the opening that led to `model`; None before the first step.
         length: Number of coefficients of the contribution.
         log: Position of the study log, witnessed by everybody who answers.
     """
 
-    kind: Literal["train", "evaluate"]
+    kind: Literal["train", "evaluate", "statistics"]
     sid_star: Digest
     epoch: int = Field(ge=1)
     round: int = Field(ge=1)

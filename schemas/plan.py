@@ -5,11 +5,13 @@ What does not change a guarantee (threads, poll intervals, deadlines, paths) is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
+from typing_extensions import TypeVar
 
 from schemas.canonical import Decimal, Extended, HexKey, Name, Strict, digest_of
 from schemas.contract import DataContract
@@ -125,45 +127,26 @@ class ReleaseSpec(Strict):
     reviewers_needed: int = Field(default=1, ge=1, le=16)
 
 
-class StudyPlan(Extended):
-    """The plan that the coordinator and every site sign."""
+class Agreement(Extended):
+    """What the coordinator and every site sign before anything is summed: who takes part, under which numbers."""
 
-    LATER = ("release",)
-
-    format: Literal["consilium/plan/1"] = "consilium/plan/1"
     title: str = Field(min_length=1, max_length=200)
     purpose: str = Field(min_length=1, max_length=2000)
     nonce: HexKey
     coordinator: CoordinatorEntry
     sites: tuple[SiteEntry, ...] = Field(min_length=2, max_length=4096)
-    reviewers: tuple[ReviewerEntry, ...] = ()
     threshold: Threshold
     contract: DataContract
-    model: ModelSpec
-    mechanism: MechanismSpec
-    optimizer: OptimizerSpec
     budget: BudgetSpec
-    evaluation: EvaluationSpec
     rounds_per_epoch: int = Field(default=64, ge=1, le=64)
-    release: ReleaseSpec = ReleaseSpec()
 
     @model_validator(mode="after")
-    def _check(self) -> StudyPlan:
+    def _check_roster(self) -> Self:
         names = [s.name for s in self.sites]
         if names != sorted(set(names)) or self.coordinator.name in names:
             raise PlanError("plan-sites", "Sites must be sorted by name, distinct, and not named like the coordinator.")
-        keys = [s.identity_key for s in self.sites] + [self.coordinator.identity_key]
-        keys += [r.identity_key for r in self.reviewers]
-        if len(set(keys)) != len(keys) or len({s.hpke_key for s in self.sites}) != len(self.sites):
-            raise PlanError("plan-keys", "Two participants share a key.", "Every participant makes its own identity.")
-        if len({r.name for r in self.reviewers}) != len(self.reviewers):
-            raise PlanError("plan-reviewers", "Two reviewers have the same name.", "Give every reviewer a name.")
-        if self.release.reviewers_needed > max(1, len(self.reviewers)):
-            raise PlanError(
-                "plan-reviewers",
-                f"Expected at least {self.release.reviewers_needed} reviewers, got {len(self.reviewers)}.",
-                "Name more reviewers, or lower release.reviewers_needed.",
-            )
+        verify_distinct_keys([*(s.identity_key for s in self.sites), self.coordinator.identity_key])
+        verify_distinct_keys([s.hpke_key for s in self.sites])
         verify_numbers_fit(self.threshold, len(self.key_holders), len(self.contributors))
         return self
 
@@ -192,6 +175,47 @@ class StudyPlan(Extended):
             if entry.name == name:
                 return entry
         raise PlanError("unknown-site", f"The plan has no site named {name}.")
+
+
+class StudyPlan(Agreement):
+    """The plan that the coordinator and every site sign."""
+
+    LATER = ("release",)
+
+    format: Literal["consilium/plan/1"] = "consilium/plan/1"
+    reviewers: tuple[ReviewerEntry, ...] = ()
+    model: ModelSpec
+    mechanism: MechanismSpec
+    optimizer: OptimizerSpec
+    evaluation: EvaluationSpec
+    release: ReleaseSpec = ReleaseSpec()
+
+    @model_validator(mode="after")
+    def _check_reviewers(self) -> Self:
+        keys = [s.identity_key for s in self.sites] + [self.coordinator.identity_key]
+        verify_distinct_keys([*keys, *(r.identity_key for r in self.reviewers)])
+        if len({r.name for r in self.reviewers}) != len(self.reviewers):
+            raise PlanError("plan-reviewers", "Two reviewers have the same name.", "Give every reviewer a name.")
+        if self.release.reviewers_needed > max(1, len(self.reviewers)):
+            raise PlanError(
+                "plan-reviewers",
+                f"Expected at least {self.release.reviewers_needed} reviewers, got {len(self.reviewers)}.",
+                "Name more reviewers, or lower release.reviewers_needed.",
+            )
+        return self
+
+
+Plan_co = TypeVar("Plan_co", bound=Agreement, default=StudyPlan, covariant=True)
+
+
+def verify_distinct_keys(keys: Sequence[str]) -> None:
+    """Refuses a key that two participants share.
+
+    Raises:
+        PlanError: `plan-keys`.
+    """
+    if len(set(keys)) != len(keys):
+        raise PlanError("plan-keys", "Two participants share a key.", "Every participant makes its own identity.")
 
 
 def feature_count(contract: DataContract) -> int:

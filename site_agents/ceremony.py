@@ -17,6 +17,7 @@ from schemas.errors import PeerError
 from schemas.layout import ceremony_key
 from schemas.ledger import KeyCeremony
 from schemas.messages import CeremonyInstruction, KeyCommit, KeyOpen, NonceCommit, NonceOpen, SelfTest
+from schemas.plan import Agreement
 from site_agents.context import SiteContext
 from site_agents.epoch import public_epoch
 from tasks.ceremonies import missing_messages
@@ -31,7 +32,7 @@ P = TypeVar("P", bound=Predicate)
 class SiteCeremony:
     """This site's part of one epoch's ceremony. Steps run in order, each after all holders did the one before."""
 
-    def __init__(self, context: SiteContext, epoch: int) -> None:
+    def __init__(self, context: SiteContext[Agreement], epoch: int) -> None:
         self.context = context
         self.plan = context.plan
         self.epoch = epoch

@@ -20,6 +20,7 @@ from schemas.messages import (
     ShareRequest,
     SharesChecked,
 )
+from schemas.plan import Agreement
 from site_agents.round import SiteRound
 from tasks.rounds import MAXIMUM_REQUESTS, read_certificate, read_opening, read_record, read_request
 from tasks.secure_sum.epoch import EpochSecrets
@@ -31,7 +32,7 @@ from tasks.storage.mailbox import Signed, read_blob, read_signed
 class Certifying:
     """The certifying and opening half of a site's round."""
 
-    def __init__(self, work: SiteRound) -> None:
+    def __init__(self, work: SiteRound[Agreement]) -> None:
         self.work = work
         self._accepted: dict[str, bytes] = {}
 

@@ -6,13 +6,15 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
 
-from schemas.canonical import encode_parts, parse_canonical
+from schemas.canonical import encode_parts
 from schemas.errors import EvidenceError, OperationError, PlanError
 from schemas.layout import ledger_key, site_prefix
 from schemas.ledger import PlanApproved
 from schemas.messages import Instruction, LogPosition
-from schemas.plan import StudyPlan
+from schemas.plan import Agreement, Plan_co, StudyPlan
+from schemas.statistics import parse_agreement
 from site_agents.compute import Compute, compute_in_child
 from site_agents.home import SiteHome
 from site_agents.keystore import Keystore
@@ -27,11 +29,11 @@ from tasks.storage.folder import FolderStore
 
 
 @dataclass(frozen=True)
-class SiteContext:
-    """One site in one study."""
+class SiteContext(Generic[Plan_co]):
+    """One site in one study, or in one question (`SiteContext[StatisticsPlan]`)."""
 
     home: SiteHome
-    plan: StudyPlan
+    plan: Plan_co
     store: Store
     outbox: Outbox
     keystore: Keystore
@@ -57,8 +59,8 @@ class SiteContext:
 
     @property
     def released(self) -> bool:
-        """Whether this site verified the study's release: the study is over."""
-        return bool(self.ledger.find(self.study, "model-released"))
+        """Whether this site verified the study's release, or the question's answer: it is over."""
+        return any(self.ledger.find(self.study, kind) for kind in ("model-released", "statistics-answered"))
 
     def verify_ledger_went_on(self) -> None:
         """Refuses to work with a ledger that is shorter than what this site published: it was restored from a backup.
@@ -119,14 +121,27 @@ def open_context(
     """Opens a study at a site: the approved plan, signed by everybody, and this site's part of it.
 
     Raises:
-        PlanError: `plan-not-approved`, `not-in-plan`.
+        PlanError, PeerError: as `open_agreement`.
+    """
+    return open_agreement(home, study, StudyPlan, compute, store)
+
+
+def open_agreement(
+    home: SiteHome, study: str, model: type[Plan_co], compute: Compute = compute_in_child, store: Store | None = None
+) -> SiteContext[Plan_co]:
+    """Opens a study or a question at a site; `model` says which, `Agreement` admits both.
+
+    Raises:
+        PlanError: `plan-not-approved`, `not-in-plan`, `wrong-kind`.
         PeerError: `plan-changed`, `approval-missing`.
     """
     settings = home.settings
     store = store or FolderStore(Path(settings.store), write_prefix=f"sites/{settings.name}")
     data = read_plan(store, study)
     verify_plan_bytes(data, study, settings.studies)
-    plan = parse_canonical(StudyPlan, data, "the plan")
+    plan: Agreement = parse_agreement(data, "the plan")
+    if not isinstance(plan, model):
+        raise PlanError("wrong-kind", "The plan is of another kind than the flow that names it.", "Ask for the other.")
     entry = plan.site(settings.name)
     if (entry.identity_key, entry.hpke_key) != (home.identity.identity_key, home.identity.hpke_key):
         raise PlanError("not-in-plan", f"The plan lists other keys for {settings.name}.", "Ask for a corrected plan.")

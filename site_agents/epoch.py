@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.errors import PeerError
+from schemas.plan import Agreement
 from site_agents.context import SiteContext
 from site_agents.past import past_of
 from tasks.ceremonies import read_public_epoch
@@ -19,7 +20,7 @@ class SiteEpoch:
     secrets: EpochSecrets | None
 
 
-def load_epoch(context: SiteContext, epoch: int, sid_star: str) -> SiteEpoch:
+def load_epoch(context: SiteContext[Agreement], epoch: int, sid_star: str) -> SiteEpoch:
     """Loads the epoch that an instruction names.
 
     Raises:
@@ -35,7 +36,7 @@ def load_epoch(context: SiteContext, epoch: int, sid_star: str) -> SiteEpoch:
     return SiteEpoch(public, EpochSecrets.from_bytes(context.keystore.load_secrets(epoch, sid_star)))
 
 
-def public_epoch(context: SiteContext, epoch: int) -> EpochPublic:
+def public_epoch(context: SiteContext[Agreement], epoch: int) -> EpochPublic:
     """Returns the verified public side of an epoch."""
     # Re-deriving it verifies every ceremony message again; within one process once per epoch is enough.
     known = past_of(context).epochs

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from schemas.plan import Agreement
 from site_agents.context import SiteContext
 from tasks.lineage import Lineage
 from tasks.secure_sum.epoch import EpochPublic
@@ -33,19 +34,19 @@ class VerifiedPast:
 _PAST: dict[Path, VerifiedPast] = {}
 
 
-def past_of(context: SiteContext) -> VerifiedPast:
+def past_of(context: SiteContext[Agreement]) -> VerifiedPast:
     """Returns what this process has verified for the site."""
     return _PAST.setdefault(context.home.folder, VerifiedPast())
 
 
-def share_past(contexts: Iterable[SiteContext]) -> None:
+def share_past(contexts: Iterable[SiteContext[Agreement]]) -> None:
     """Lets sites of one process share what they verify; for experiments, where one operator plays all of them."""
     common = VerifiedPast(shared=True)
     for context in contexts:
         _PAST[context.home.folder] = common
 
 
-def forget_past(contexts: Iterable[SiteContext]) -> None:
+def forget_past(contexts: Iterable[SiteContext[Agreement]]) -> None:
     """Drops what was verified for the sites."""
     for context in contexts:
         _PAST.pop(context.home.folder, None)

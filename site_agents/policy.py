@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from schemas.canonical import sha256_hex
 from schemas.errors import PeerError, PlanError, SiteDataError
 from schemas.messages import Instruction
-from schemas.plan import StudyPlan, histogram_length, update_length
+from schemas.plan import Agreement, StudyPlan, histogram_length, update_length
 from tasks.secure_sum.parameters import COHORT_MARGIN
 
 
@@ -90,7 +90,7 @@ def verify_instruction(plan: StudyPlan, instruction: Instruction, site: str, exp
         refuse("wrong-model", "the model does not follow from the last published opening.")
 
 
-def verify_cohort_size(plan: StudyPlan, site: str, patients: int) -> None:
+def verify_cohort_size(plan: Agreement, site: str, patients: int) -> None:
     """Refuses a cohort that the declared, public size does not cover: sums could wrap, and the divisor would be wrong.
 
     Raises:

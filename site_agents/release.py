@@ -8,6 +8,7 @@ from schemas.errors import EvidenceError, PeerError
 from schemas.layout import ledger_key, release_key
 from schemas.ledger import ModelReleased
 from schemas.messages import Checkpoint, Closing, ModelRelease, Witness
+from schemas.plan import Agreement
 from site_agents.context import SiteContext
 from site_agents.lineage import model_before
 from tasks.ledger.verify import verify_log
@@ -15,32 +16,12 @@ from tasks.server_step import state_digest, weights_safetensors
 from tasks.storage.mailbox import read_signed
 
 
-class SiteRelease:
-    """This site's part of the release of one study."""
+class SiteClosing:
+    """This site's part of closing a study or a question: publish the ledger, witness everybody's checkpoints."""
 
-    def __init__(self, context: SiteContext) -> None:
+    def __init__(self, context: SiteContext[Agreement]) -> None:
         self.context = context
-        self.plan = context.plan
-
-    def verify(self) -> None:
-        """Recomputes the released model from the published openings, and checks the study log up to its checkpoint.
-
-        Raises:
-            PeerError: the release does not follow from what this site recomputed; names the coordinator.
-        """
-        coordinator, study = self.plan.coordinator, self.plan.study
-        key = release_key(study, "release.json")
-        release = read_signed(self.context.store, key, ModelRelease, study, coordinator.identity_key, coordinator.name)
-        if release is None:
-            raise PeerError("release-missing", coordinator.name, "there is no signed release.")
-        given = release.predicate
-        last = self.plan.mechanism.rounds + 1 if given.evaluation is not None else given.rounds
-        lineage = model_before(self.context, last + 1)
-        weights = sha256_hex(weights_safetensors(self.plan, lineage.state))
-        if (given.model, given.weights) != (state_digest(lineage.state), weights):
-            raise PeerError("wrong-release", coordinator.name, "the released model does not follow from the openings.")
-        self._verify_log(coordinator.name, coordinator.identity_key, coordinator=True)
-        self.context.ledger.append_once(study, ModelReleased(release=given))
+        self.plan: Agreement = context.plan
 
     def publish_checkpoint(self) -> None:
         """Publishes the rest of this site's ledger and a signed checkpoint over it."""
@@ -73,7 +54,7 @@ class SiteRelease:
             raise PeerError("wrong-closing", coordinator.name, "the closing does not list this site's checkpoint.")
         keys = {site.name: site.identity_key for site in self.plan.sites} | {coordinator.name: coordinator.identity_key}
         for owner, digest in closing.predicate.checkpoints:
-            if owner not in keys or self._verify_log(owner, keys[owner], owner == coordinator.name) != (owner, digest):
+            if owner not in keys or self.verify_log(owner, keys[owner], owner == coordinator.name) != (owner, digest):
                 raise PeerError("wrong-closing", coordinator.name, f"it lists another checkpoint of {owner}.")
         message = Witness(witness=self.context.name, closing=closing.digest, seen=closing.predicate.checkpoints)
         key = ledger_key(study, self.context.name, False, "witness.json")
@@ -83,7 +64,7 @@ class SiteRelease:
     def _closing_key(self) -> str:
         return ledger_key(self.plan.study, self.plan.coordinator.name, True, "closing.json")
 
-    def _verify_log(self, owner: str, key_hex: str, coordinator: bool) -> tuple[str, str]:
+    def verify_log(self, owner: str, key_hex: str, coordinator: bool) -> tuple[str, str]:
         store, study = self.context.store, self.plan.study
         key = ledger_key(study, owner, coordinator, "checkpoint.json")
         checkpoint = read_signed(store, key, Checkpoint, study, key_hex, owner)
@@ -96,7 +77,36 @@ class SiteRelease:
         return owner, checkpoint.digest
 
 
-def read_entries(context: SiteContext, owner: str, coordinator: bool) -> list[bytes]:
+class SiteRelease(SiteClosing):
+    """This site's part of the release of one study."""
+
+    def __init__(self, context: SiteContext) -> None:
+        super().__init__(context)
+        self.study_context = context
+
+    def verify(self) -> None:
+        """Recomputes the released model from the published openings, and checks the study log up to its checkpoint.
+
+        Raises:
+            PeerError: the release does not follow from what this site recomputed; names the coordinator.
+        """
+        plan = self.study_context.plan
+        coordinator, study = plan.coordinator, plan.study
+        key = release_key(study, "release.json")
+        release = read_signed(self.context.store, key, ModelRelease, study, coordinator.identity_key, coordinator.name)
+        if release is None:
+            raise PeerError("release-missing", coordinator.name, "there is no signed release.")
+        given = release.predicate
+        last = plan.mechanism.rounds + 1 if given.evaluation is not None else given.rounds
+        lineage = model_before(self.study_context, last + 1)
+        weights = sha256_hex(weights_safetensors(plan, lineage.state))
+        if (given.model, given.weights) != (state_digest(lineage.state), weights):
+            raise PeerError("wrong-release", coordinator.name, "the released model does not follow from the openings.")
+        self.verify_log(coordinator.name, coordinator.identity_key, coordinator=True)
+        self.context.ledger.append_once(study, ModelReleased(release=given))
+
+
+def read_entries(context: SiteContext[Agreement], owner: str, coordinator: bool) -> list[bytes]:
     """Returns the published entries of a log, slices joined in order."""
     prefix = ledger_key(context.plan.study, owner, coordinator, "entries-")
     folder = prefix.rsplit("/", 1)[0]

@@ -6,9 +6,12 @@ The steps are in `site_agents.contributing` and `site_agents.certifying`; none o
 
 from __future__ import annotations
 
+from typing import Generic
+
 from schemas.errors import PeerError
 from schemas.layout import attempt_key, round_key
 from schemas.messages import Contribution, Instruction
+from schemas.plan import Plan_co
 from site_agents.context import SiteContext
 from site_agents.epoch import SiteEpoch, load_epoch
 from tasks.rounds import read_contribution, read_instruction
@@ -16,12 +19,12 @@ from tasks.secure_sum.context import RoundContext
 from tasks.storage.mailbox import Signed
 
 
-class SiteRound:
+class SiteRound(Generic[Plan_co]):
     """(round, attempt) of one study at this site."""
 
-    def __init__(self, context: SiteContext, round_: int, attempt: int) -> None:
+    def __init__(self, context: SiteContext[Plan_co], round_: int, attempt: int) -> None:
         self.context = context
-        self.plan = context.plan
+        self.plan: Plan_co = context.plan
         self.round = round_
         self.attempt = attempt
         self._instruction: Signed[Instruction] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from schemas.errors import OperationError
 from schemas.layout import ceremony_key
-from schemas.plan import StudyPlan
+from schemas.plan import Agreement
 from tasks.secure_sum.ceremony import derive_public_epoch
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.transcript import PHASES, own_tests
@@ -13,7 +13,7 @@ from tasks.storage.base import Store
 ALL_PHASES = (*PHASES, "transcript")
 
 
-def missing_messages(store: Store, plan: StudyPlan, epoch: int, phase: str) -> tuple[str, ...]:
+def missing_messages(store: Store, plan: Agreement, epoch: int, phase: str) -> tuple[str, ...]:
     """Returns the key holders whose message of `phase` is not in the store."""
     return tuple(
         site.name
@@ -22,12 +22,12 @@ def missing_messages(store: Store, plan: StudyPlan, epoch: int, phase: str) -> t
     )
 
 
-def is_complete(store: Store, plan: StudyPlan, epoch: int) -> bool:
+def is_complete(store: Store, plan: Agreement, epoch: int) -> bool:
     """Tells whether every key holder signed the epoch's transcript."""
     return not missing_messages(store, plan, epoch, "transcript")
 
 
-def read_public_epoch(store: Store, plan: StudyPlan, epoch: int) -> EpochPublic:
+def read_public_epoch(store: Store, plan: Agreement, epoch: int) -> EpochPublic:
     """Reads and verifies everything public of a ceremony.
 
     Raises:
@@ -45,7 +45,7 @@ def read_public_epoch(store: Store, plan: StudyPlan, epoch: int) -> EpochPublic:
     return derive_public_epoch(plan, epoch, envelopes, blobs)
 
 
-def _required(store: Store, plan: StudyPlan, epoch: int, site: str, item: str) -> bytes:
+def _required(store: Store, plan: Agreement, epoch: int, site: str, item: str) -> bytes:
     data = store.get(ceremony_key(plan.study, epoch, site, item))
     if data is None:
         raise OperationError("ceremony-incomplete", f"Epoch {epoch}: {item} of {site} is missing.", "Start its agent.")

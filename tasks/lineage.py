@@ -12,7 +12,7 @@ from schemas.canonical import sha256_hex
 from schemas.errors import PeerError
 from schemas.layout import round_key
 from schemas.messages import ShareRequest
-from schemas.plan import StudyPlan
+from schemas.plan import Agreement, StudyPlan
 from tasks.rounds import (
     MAXIMUM_REQUESTS,
     read_certificate,
@@ -80,7 +80,7 @@ def extend_lineage(
 
 
 def recompute_opening(
-    store: Store, plan: StudyPlan, public_for: PublicFor, round_: int, processes: int = 1
+    store: Store, plan: Agreement, public_for: PublicFor, round_: int, processes: int = 1
 ) -> NDArray[np.int64]:
     """Opens a round's certified sum again from the published shares.
 
@@ -118,7 +118,7 @@ def recompute_opening(
         return open_sum(context, record.predicate, record.digest, request.predicate, key_sum, bulk_sum, shares, signed)
 
 
-def _find_request(store: Store, plan: StudyPlan, round_: int, digest: str) -> Signed[ShareRequest]:
+def _find_request(store: Store, plan: Agreement, round_: int, digest: str) -> Signed[ShareRequest]:
     for number in range(1, MAXIMUM_REQUESTS + 1):
         request = read_request(store, plan, round_, number)
         if request is None:

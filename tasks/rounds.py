@@ -21,7 +21,7 @@ from schemas.messages import (
     Refusal,
     ShareRequest,
 )
-from schemas.plan import StudyPlan
+from schemas.plan import Agreement
 from tasks.storage.base import Store
 from tasks.storage.mailbox import Signed, read_signed
 
@@ -29,14 +29,14 @@ MAXIMUM_ATTEMPTS = 16
 MAXIMUM_REQUESTS = 16
 
 
-def read_instruction(store: Store, plan: StudyPlan, round_: int, attempt: int) -> Signed[Instruction] | None:
+def read_instruction(store: Store, plan: Agreement, round_: int, attempt: int) -> Signed[Instruction] | None:
     """Reads the instruction of (round, attempt), verified to be the coordinator's."""
     key = attempt_key(plan.study, round_, attempt, None, "instruction.json")
     return read_signed(store, key, Instruction, plan.study, plan.coordinator.identity_key, plan.coordinator.name)
 
 
 def read_contribution(
-    store: Store, plan: StudyPlan, site: str, instruction: Signed[Instruction]
+    store: Store, plan: Agreement, site: str, instruction: Signed[Instruction]
 ) -> Signed[Contribution] | None:
     """Reads a site's contribution to `instruction`; its header must equal the instruction's.
 
@@ -57,7 +57,7 @@ def read_contribution(
     return found
 
 
-def read_refusal(store: Store, plan: StudyPlan, site: str, instruction: Signed[Instruction]) -> Signed[Refusal] | None:
+def read_refusal(store: Store, plan: Agreement, site: str, instruction: Signed[Instruction]) -> Signed[Refusal] | None:
     """Reads a site's refusal of `instruction`."""
     asked = instruction.predicate
     key = attempt_key(plan.study, asked.round, asked.attempt, site, "refusal.json")
@@ -67,14 +67,14 @@ def read_refusal(store: Store, plan: StudyPlan, site: str, instruction: Signed[I
     return found
 
 
-def read_record(store: Store, plan: StudyPlan, round_: int) -> Signed[Record] | None:
+def read_record(store: Store, plan: Agreement, round_: int) -> Signed[Record] | None:
     """Reads the record proposed for a round, verified to be the coordinator's."""
     key = round_key(plan.study, round_, None, "record.json")
     return read_signed(store, key, Record, plan.study, plan.coordinator.identity_key, plan.coordinator.name)
 
 
 def read_record_signature(
-    store: Store, plan: StudyPlan, holder: str, epoch_key: str, record: Signed[Record]
+    store: Store, plan: Agreement, holder: str, epoch_key: str, record: Signed[Record]
 ) -> Signed[RecordSignature] | None:
     """Reads a holder's signature on `record`.
 
@@ -92,7 +92,7 @@ def read_record_signature(
     return found
 
 
-def read_request(store: Store, plan: StudyPlan, round_: int, number: int) -> Signed[ShareRequest] | None:
+def read_request(store: Store, plan: Agreement, round_: int, number: int) -> Signed[ShareRequest] | None:
     """Reads the share request `number` of a round, verified to be the coordinator's."""
     key = round_key(plan.study, round_, None, f"request-{number}.json")
     found = read_signed(store, key, ShareRequest, plan.study, plan.coordinator.identity_key, plan.coordinator.name)
@@ -102,7 +102,7 @@ def read_request(store: Store, plan: StudyPlan, round_: int, number: int) -> Sig
 
 
 def read_certificate(
-    store: Store, plan: StudyPlan, epoch_keys: Mapping[str, str], record: Signed[Record], request: Signed[ShareRequest]
+    store: Store, plan: Agreement, epoch_keys: Mapping[str, str], record: Signed[Record], request: Signed[ShareRequest]
 ) -> dict[str, bytes]:
     """Returns (holder -> RecordSignature envelope) of the signatures that a request names.
 
@@ -124,7 +124,7 @@ def read_certificate(
 
 
 def read_share(
-    store: Store, plan: StudyPlan, holder: str, epoch_key: str, request: Signed[ShareRequest]
+    store: Store, plan: Agreement, holder: str, epoch_key: str, request: Signed[ShareRequest]
 ) -> Signed[DecryptionShare] | None:
     """Reads a holder's answer to `request` (the envelope; the blob lies beside it)."""
     asked = request.predicate
@@ -144,7 +144,7 @@ def read_share(
     return found
 
 
-def read_opening(store: Store, plan: StudyPlan, round_: int) -> Signed[Opening] | None:
+def read_opening(store: Store, plan: Agreement, round_: int) -> Signed[Opening] | None:
     """Reads the opening of a round, verified to be the coordinator's."""
     key = round_key(plan.study, round_, None, "opening.json")
     return read_signed(store, key, Opening, plan.study, plan.coordinator.identity_key, plan.coordinator.name)
@@ -162,7 +162,7 @@ def read_plan(store: Store, study: str) -> bytes:
     return data
 
 
-def verify_approvals(store: Store, plan: StudyPlan) -> dict[str, str]:
+def verify_approvals(store: Store, plan: Agreement) -> dict[str, str]:
     """Checks that the coordinator and every site signed the plan; returns name -> envelope digest of the approval.
 
     Raises:

@@ -15,12 +15,12 @@ from schemas.envelope import open_envelope, sign_envelope
 from schemas.errors import OperationError, PeerError
 from schemas.layout import coordinator_prefix, site_prefix
 from schemas.messages import EvidenceManifest
-from schemas.plan import StudyPlan
+from schemas.plan import Agreement
 from tasks.audit.names import MANIFEST
 from tasks.storage.base import Store
 
 
-def export_evidence(store: Store, plan: StudyPlan, out: Path, key: Ed25519PrivateKey) -> Path:
+def export_evidence(store: Store, plan: Agreement, out: Path, key: Ed25519PrivateKey) -> Path:
     """Writes the evidence of a study to a folder, whole or not at all; repeating it replaces an earlier export.
 
     Args:
@@ -49,7 +49,7 @@ def export_evidence(store: Store, plan: StudyPlan, out: Path, key: Ed25519Privat
     return out
 
 
-def _names(store: Store, plan: StudyPlan) -> Iterator[str]:
+def _names(store: Store, plan: Agreement) -> Iterator[str]:
     # Names that the protocol does not use are exported too: the audit fails on them and names who wrote them.
     prefixes = [coordinator_prefix(plan.study), *(site_prefix(plan.study, site.name) for site in plan.sites)]
     for prefix in prefixes:
@@ -72,7 +72,7 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(out.fileno())
 
 
-def _verify_replaceable(plan: StudyPlan, out: Path) -> None:
+def _verify_replaceable(plan: Agreement, out: Path) -> None:
     """Refuses to remove anything but an export of this study by this coordinator."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from schemas.canonical import Digest, HexKey, Name, Strict, parse_json
 from schemas.errors import EvidenceError, OperationError
-from schemas.plan import StudyPlan
+from schemas.plan import Agreement
 
 MAXIMUM_BYTES = 4 * 1024 * 1024
 
@@ -29,7 +29,7 @@ class PublicKeys(Strict):
     sites: dict[Name, HexKey]
 
 
-def public_keys_document(plan: StudyPlan) -> dict[str, Any]:
+def public_keys_document(plan: Agreement) -> dict[str, Any]:
     """Returns the public-key document of a plan's participants, to be kept apart from the evidence."""
     keys = PublicKeys(
         study=plan.study,

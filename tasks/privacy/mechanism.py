@@ -204,8 +204,14 @@ def evaluation_mechanism(plan: StudyPlan) -> GaussianMechanism:
     )
 
 
-def mechanism_for(plan: StudyPlan, kind: Literal["train", "evaluate"]) -> GaussianMechanism:
-    """Derives the mechanism that an instruction of `kind` runs."""
+def mechanism_for(plan: StudyPlan, kind: Literal["train", "evaluate", "statistics"]) -> GaussianMechanism:
+    """Derives the mechanism that an instruction of `kind` runs.
+
+    Raises:
+        PlanError: `wrong-kind`: a study answers no questions; `mechanism-numbers`, `noise-too-fine`.
+    """
+    if kind == "statistics":
+        raise PlanError("wrong-kind", "The plan foresees no sum of kind statistics.", "Ask for what was signed.")
     return training_mechanism(plan) if kind == "train" else evaluation_mechanism(plan)
 
 

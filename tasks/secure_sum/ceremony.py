@@ -18,7 +18,7 @@ from schemas.canonical import encode_parts, sha256_hex
 from schemas.envelope import envelope_digest, open_envelope, public_hex
 from schemas.errors import PeerError, PlanError
 from schemas.messages import KeyCommit, KeyOpen, NonceCommit, NonceOpen, SelfTest, TranscriptSignature
-from schemas.plan import StudyPlan
+from schemas.plan import Agreement
 from schemas.wire import Kind, read_blob, write_blob
 from tasks.hpke import generate_hpke_key, seal, unseal
 from tasks.secure_sum import ckks
@@ -66,7 +66,7 @@ class FinishParts:
 class CeremonyParty:
     """One key holder's side of a ceremony; its methods are called once each, in order."""
 
-    def __init__(self, plan: StudyPlan, epoch: int, name: str, signing_key: Ed25519PrivateKey) -> None:
+    def __init__(self, plan: Agreement, epoch: int, name: str, signing_key: Ed25519PrivateKey) -> None:
         if name not in holder_points(plan):
             raise PlanError("not-a-key-holder", f"{name} holds no key in this plan.")
         if public_hex(signing_key) != plan.site(name).identity_key:
@@ -85,7 +85,7 @@ class CeremonyParty:
         self._phases: list[Mapping[str, rules.CeremonyMessage]] = []
 
     @classmethod
-    def begin(cls, plan: StudyPlan, epoch: int, name: str, signing_key: Ed25519PrivateKey) -> CeremonyParty:
+    def begin(cls, plan: Agreement, epoch: int, name: str, signing_key: Ed25519PrivateKey) -> CeremonyParty:
         """Starts the ceremony of `epoch` with fresh keys of every kind; nothing is kept from an earlier one."""
         return cls(plan, epoch, name, signing_key)
 
@@ -252,7 +252,7 @@ class CeremonyParty:
 
 
 def derive_public_epoch(
-    plan: StudyPlan,
+    plan: Agreement,
     epoch: int,
     envelopes: Mapping[tuple[str, str], bytes],
     blobs: Mapping[tuple[str, str], bytes],
@@ -316,7 +316,7 @@ def verify_transcript_signatures(transcript: str, sid_star: str, signatures: Map
 
 
 def _open_phase(
-    plan: StudyPlan, sid: str, phase: str, model: type[rules.T], envelopes: Mapping[tuple[str, str], bytes]
+    plan: Agreement, sid: str, phase: str, model: type[rules.T], envelopes: Mapping[tuple[str, str], bytes]
 ) -> dict[str, rules.T]:
     opened = {
         name: open_envelope(model, data, plan.study, plan.site(name).identity_key, name)

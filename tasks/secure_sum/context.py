@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from schemas.errors import PeerError
+from schemas.errors import PeerError, PlanError
 from schemas.messages import Instruction
-from schemas.plan import StudyPlan, histogram_length, update_length
+from schemas.plan import Agreement
+from schemas.statistics import coefficients
 from schemas.wire import Header, Kind
 from tasks.secure_sum.epoch import EpochPublic, holder_points
 from tasks.secure_sum.parameters import SumParameters, derive_parameters
@@ -23,7 +24,7 @@ class RoundContext:
         processes: Over how many processes bulk work is spread; changes no byte.
     """
 
-    plan: StudyPlan = field(repr=False)
+    plan: Agreement = field(repr=False)
     public: EpochPublic = field(repr=False)
     instruction: Instruction
     instruction_digest: str
@@ -33,7 +34,7 @@ class RoundContext:
     @classmethod
     def of(
         cls,
-        plan: StudyPlan,
+        plan: Agreement,
         public: EpochPublic,
         instruction: Instruction,
         instruction_digest: str,
@@ -49,10 +50,7 @@ class RoundContext:
             "study": (public.study, plan.study),
             "session": (instruction.sid_star, public.sid_star),
             "epoch": (instruction.epoch, public.epoch),
-            "length": (
-                instruction.length,
-                update_length(plan) if instruction.kind == "train" else histogram_length(plan),
-            ),
+            "length": (instruction.length, _expected_length(plan, instruction.kind)),
         }
         for name, (got, wanted) in expected.items():
             if got != wanted:
@@ -79,3 +77,10 @@ class RoundContext:
         """Returns the header that a blob of this round and attempt has."""
         i = self.instruction
         return Header(kind, i.sid_star, i.round, i.attempt, self.instruction_digest, sender, recipient, counts)
+
+
+def _expected_length(plan: Agreement, kind: str) -> int | None:
+    try:
+        return coefficients(plan, kind)
+    except PlanError:
+        return None

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from schemas.canonical import Digest, Name, Strict, canonical_bytes, parse_canonical
 from schemas.errors import EvidenceError, OperationError
-from schemas.plan import StudyPlan
+from schemas.plan import Agreement
 from tasks.hpke import HpkeKey, load_hpke_key
 from tasks.secure_sum.modular import UInt64
 from tasks.secure_sum.parameters import DATA_PRIMES, RING_DEGREE
@@ -42,7 +42,7 @@ class EpochPublic:
     hpke_keys: Mapping[str, str] = field(repr=False)
 
 
-def holder_points(plan: StudyPlan) -> dict[str, int]:
+def holder_points(plan: Agreement) -> dict[str, int]:
     """Returns the sharing point of every key holder: its 1-based position in name order."""
     return {site.name: index for index, site in enumerate(plan.key_holders, 1)}
 

@@ -13,7 +13,8 @@ from pydantic import Field as Bounded
 
 from schemas.canonical import Digest, Strict, derive_digest
 from schemas.errors import PlanError
-from schemas.plan import StudyPlan
+from schemas.plan import Agreement, StudyPlan
+from schemas.statistics import StatisticsPlan
 from tasks.secure_sum.modular import ceil_sqrt, largest_primes
 
 KEY_BOUND = 42  # largest coefficient of one key half: popcount of 42 bits
@@ -85,7 +86,7 @@ class SumParameters(Strict):
         return -(-length // self.bulk_degree)
 
 
-def derive_parameters(plan: StudyPlan) -> SumParameters:
+def derive_parameters(plan: Agreement) -> SumParameters:
     """Derives the parameters of `plan`.
 
     Raises:
@@ -129,26 +130,32 @@ def derive_parameters(plan: StudyPlan) -> SumParameters:
     )
 
 
-def derive_sum_bound(plan: StudyPlan) -> int:
+def derive_sum_bound(plan: Agreement) -> int:
     """Returns |Sigma|_max: every declared patient (twice over) at the clip bound, plus the tail of all noise shares.
 
     One patient moves a training coefficient, or a histogram count on the same lattice, by at most 2**scale_bits (the
     clip norm, rounding included). Each of the n_c shares of noise has variance (noise_multiplier * unit)**2 / h.
     """
     patients = COHORT_MARGIN * sum(site.declared_patients for site in plan.contributors)
+    if isinstance(plan, StatisticsPlan):
+        unit = 1 << plan.query.scale_bits
+        if plan.query.noise == "gaussian":
+            return patients * unit + _noise_tail(plan, plan.query.noise_multiplier, unit)
+        return patients * unit + _laplace_tail(plan, unit)
+    assert isinstance(plan, StudyPlan)
     unit = 1 << plan.mechanism.scale_bits
     train = patients * unit + _noise_tail(plan, plan.mechanism.noise_multiplier, unit)
     evaluate = patients * unit + _noise_tail(plan, plan.evaluation.noise_multiplier, unit)
     return max(train, evaluate)
 
 
-def parameters_digest(plan: StudyPlan) -> Digest:
+def parameters_digest(plan: Agreement) -> Digest:
     """Returns the digest of the parameters (names and decimal values), as the ceremony instruction states it."""
     values = derive_parameters(plan).model_dump()
     return derive_digest("parameters", *(part for name in sorted(values) for part in (name, str(values[name]))))
 
 
-def derive_sid(plan: StudyPlan, epoch: int) -> Digest:
+def derive_sid(plan: Agreement, epoch: int) -> Digest:
     """Returns sid = H(plan digest, epoch, parameters, sorted roster with keys)."""
     roster: list[str | int] = []
     for site in plan.sites:
@@ -170,7 +177,7 @@ def self_test_sets(holders: int, threshold: int) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def describe_parameters(plan: StudyPlan) -> str:
+def describe_parameters(plan: Agreement) -> str:
     """Returns the parameters, bounds and security figures as text for a person."""
     p = derive_parameters(plan)
     q_bits, total = p.bulk_modulus.bit_length(), p.data_modulus.bit_length() + p.special_prime.bit_length()
@@ -220,9 +227,16 @@ def _derive_key(holders: int, contributors: int, threshold: int) -> tuple[int, i
     return delta, noise, bits
 
 
-def _noise_tail(plan: StudyPlan, multiplier: str, unit: int) -> int:
+def _noise_tail(plan: Agreement, multiplier: str, unit: int) -> int:
     sigma = Fraction(Dec(multiplier)) * unit
     return _tail(sigma * sigma * len(plan.contributors) / plan.threshold.honest_noise_shares)
+
+
+def _laplace_tail(plan: StatisticsPlan, unit: int) -> int:
+    """All shares together are at most ceil(n_c / h) discrete Laplaces, each beyond 60 scales with chance exp(-60)."""
+    scale = Fraction(Dec(plan.query.noise_multiplier)) * unit
+    laplaces = -(-len(plan.contributors) // plan.threshold.honest_noise_shares)
+    return int(60 * (scale + 1) * laplaces) + 1
 
 
 def _tail(variance: Fraction | int) -> int:

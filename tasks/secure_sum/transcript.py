@@ -13,7 +13,7 @@ import numpy as np
 from schemas.canonical import derive_digest, digest_of, sha256_hex
 from schemas.errors import PeerError
 from schemas.messages import KeyCommit, KeyOpen, NonceCommit, NonceOpen, SelfTest, TranscriptSignature
-from schemas.plan import StudyPlan
+from schemas.plan import Agreement
 from schemas.wire import Header, Kind, pack_residues, read_blob, residue_width, unpack_residues, write_blob
 from tasks.hpke import seal
 from tasks.secure_sum import ckks
@@ -39,7 +39,7 @@ def commit_key(sid: str, sender: str, blinding: str, public_share: str) -> str:
     )
 
 
-def verify_phase(plan: StudyPlan, sid: str, messages: Mapping[str, T]) -> dict[str, T]:
+def verify_phase(plan: Agreement, sid: str, messages: Mapping[str, T]) -> dict[str, T]:
     """Returns one phase in name order after checking that it has exactly one message per key holder, for this sid.
 
     Raises:
@@ -55,7 +55,7 @@ def verify_phase(plan: StudyPlan, sid: str, messages: Mapping[str, T]) -> dict[s
     return {name: messages[name] for name in expected}
 
 
-def verify_nonce_commits(plan: StudyPlan, commits: Mapping[str, NonceCommit]) -> None:
+def verify_nonce_commits(plan: Agreement, commits: Mapping[str, NonceCommit]) -> None:
     """Refuses epoch keys that cannot be used, that two holders share or that equal a long-lived key.
 
     Raises:
@@ -86,7 +86,7 @@ def derive_seed(sid: str, commits: Mapping[str, NonceCommit], opens: Mapping[str
     return derive_digest("seed", bytes.fromhex(sid), *(part for n in sorted(opens) for part in (n, opens[n].nonce)))
 
 
-def verify_key_opens(plan: StudyPlan, commits: Mapping[str, KeyCommit], opens: Mapping[str, KeyOpen]) -> None:
+def verify_key_opens(plan: Agreement, commits: Mapping[str, KeyCommit], opens: Mapping[str, KeyOpen]) -> None:
     """Verifies every public share's digest against its commitment and the list of sealed sharings.
 
     Raises:
@@ -100,7 +100,7 @@ def verify_key_opens(plan: StudyPlan, commits: Mapping[str, KeyCommit], opens: M
             raise PeerError("ceremony-sealed", name, "expected one sealed sharing for every other key holder.")
 
 
-def ceremony_header(plan: StudyPlan, sid: str, kind: Kind, sender: str, recipient: str = "", number: int = 0) -> Header:
+def ceremony_header(plan: Agreement, sid: str, kind: Kind, sender: str, recipient: str = "", number: int = 0) -> Header:
     """Returns the header of a ceremony blob."""
     p = derive_parameters(plan)
     counts = {
@@ -137,7 +137,7 @@ def unpack_rows(data: bytes | memoryview, primes: Sequence[int], count: int, pee
     return np.stack(rows)
 
 
-def write_public_share(plan: StudyPlan, sid: str, sender: str, share: UInt64, key: object) -> bytes:
+def write_public_share(plan: Agreement, sid: str, sender: str, share: UInt64, key: object) -> bytes:
     """Writes b_i, (4, N) residues, as a signed blob."""
     primes = ckks.ring_primes(derive_parameters(plan))
     header = ceremony_header(plan, sid, Kind.PUBLIC_SHARE, sender)
@@ -145,7 +145,7 @@ def write_public_share(plan: StudyPlan, sid: str, sender: str, share: UInt64, ke
 
 
 def sum_public_key(
-    plan: StudyPlan, sid: str, seed: str, opens: Mapping[str, KeyOpen], blobs: Mapping[str, bytes]
+    plan: Agreement, sid: str, seed: str, opens: Mapping[str, KeyOpen], blobs: Mapping[str, bytes]
 ) -> UInt64:
     """Verifies every public-share blob and returns (2, 4, N): b = sum of b_i, and the recomputed a.
 
@@ -184,21 +184,21 @@ def derive_test_seed(phases: Sequence[Mapping[str, CeremonyMessage]]) -> str:
     return derive_digest("self-test", *(digest_of(phase[name]) for phase in phases for name in sorted(phase)))
 
 
-def own_tests(plan: StudyPlan, name: str) -> list[int]:
+def own_tests(plan: Agreement, name: str) -> list[int]:
     """Returns the numbers (0-based) of the self-tests in whose active set `name` is."""
     position = holder_points(plan)[name] - 1
     sets = self_test_sets(len(plan.key_holders), plan.threshold.t)
     return [number for number, members in enumerate(sets) if position in members]
 
 
-def self_test_active(plan: StudyPlan, number: int) -> dict[str, int]:
+def self_test_active(plan: Agreement, number: int) -> dict[str, int]:
     """Returns the active set of a self-test: holder to point."""
     members = self_test_sets(len(plan.key_holders), plan.threshold.t)[number]
     return {name: point for name, point in holder_points(plan).items() if point - 1 in members}
 
 
 def verify_self_tests(
-    plan: StudyPlan,
+    plan: Agreement,
     sid: str,
     public_key: UInt64,
     test_seed: str,
@@ -231,7 +231,7 @@ def verify_self_tests(
             )
 
 
-def derive_transcript(plan: StudyPlan, epoch: int, digests: Mapping[tuple[str, str], str]) -> tuple[str, str]:
+def derive_transcript(plan: Agreement, epoch: int, digests: Mapping[tuple[str, str], str]) -> tuple[str, str]:
     """Derives (transcript, sid*) from the envelope digests of all five phases and all key holders.
 
     Raises:
@@ -247,7 +247,7 @@ def derive_transcript(plan: StudyPlan, epoch: int, digests: Mapping[tuple[str, s
     return transcript, derive_digest("sid-star", bytes.fromhex(sid), bytes.fromhex(transcript))
 
 
-def _read_test_share(plan: StudyPlan, p: SumParameters, sid: str, name: str, number: int, blob: bytes) -> UInt64:
+def _read_test_share(plan: Agreement, p: SumParameters, sid: str, name: str, number: int, blob: bytes) -> UInt64:
     header = ceremony_header(plan, sid, Kind.SELF_TEST, name, number=number + 1)
     size = packed_size(p.data_primes, p.bulk_degree)
     body = read_blob(blob, header, size, plan.site(name).identity_key, name)
