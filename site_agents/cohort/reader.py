@@ -2,90 +2,101 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.contract import DataContract
-from schemas.errors import SiteDataError
+from site_agents.cohort.sources.files import file_digest
+from site_agents.cohort.sources.opening import open_source
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def read_table(path: Path, contract: DataContract) -> pa.Table:
-    """Reads the contract's columns of a Parquet or CSV file; other columns are not read.
+@dataclass(frozen=True)
+class LocalData:
+    """Where a site's rows are and how they become the contract's.
 
-    In a CSV file an empty field is a missing value; a column that does not parse as the contract's type stays text, so
-    that the contract check refuses it by name. Arrow's own messages quote values and are never passed on.
+    Attributes:
+        data: A .parquet or .csv file, a folder of Parquet files, or a source.yaml (`site_agents.cohort.sources`).
+        mapping: The site's mapping file, "" if the columns are the contract's already.
+    """
+
+    data: str
+    mapping: str = ""
+
+    @classmethod
+    def of(cls, local: LocalData | Path) -> LocalData:
+        """Returns `local`; a path alone is a table that needs no mapping."""
+        return local if isinstance(local, LocalData) else cls(str(local))
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the bytes of rows and mapping, "" if either cannot be hashed: nothing is remembered."""
+        parts = [open_source(self.data).fingerprint()]
+        if Path(self.data).suffix in (".yaml", ".yml"):
+            parts.append(file_digest(Path(self.data)))
+        if self.mapping:
+            parts.append(file_digest(Path(self.mapping)))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest() if all(parts) else ""
+
+
+def read_batches(local: LocalData | Path, contract: DataContract) -> Iterator[pa.RecordBatch]:
+    """Yields the contract's columns batch by batch; other columns are not read.
+
+    A value that does not parse as the contract's type leaves its column text, so that the check refuses it by name.
 
     Raises:
-        SiteDataError: `data-missing`, `data-format` (not what its name says), `data-unreadable`.
+        SiteDataError: the source cannot be read, is not what its name says, or ends in a damaged row.
     """
-    if not path.is_file():
-        raise SiteDataError("data-missing", f"Expected the site's table at {path.name}.", "Correct the data path.")
-    readers = {".parquet": _read_parquet, ".csv": _read_csv}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise SiteDataError("data-format", f"Expected a .parquet or .csv file, got {path.name}.", "Convert the table.")
+    source = open_source(LocalData.of(local).data)
+    names = {c.name for c in contract.columns}
+    for batch in source.read(names):
+        yield _parse(batch, contract)
+
+
+def read_table(local: LocalData | Path, contract: DataContract) -> pa.Table:
+    """Reads all of the contract's columns into memory, for training.
+
+    Raises:
+        SiteDataError: as `read_batches`.
+    """
     import pyarrow as pa
 
-    try:
-        return reader(path, contract)
-    except pa.ArrowInvalid:
-        raise SiteDataError(
-            "data-format", f"{path.name} is not what its name says.", "Export the table again as Parquet or CSV."
-        ) from None
-    except OSError:
-        raise SiteDataError(
-            "data-unreadable", f"{path.name} cannot be read.", "Check its permissions and the disk."
-        ) from None
+    batches = list(read_batches(local, contract))
+    if not batches:
+        names = open_source(LocalData.of(local).data).column_names()
+        return pa.table({c.name: pa.nulls(0, pa.string()) for c in contract.columns if names.count(c.name) == 1})
+    if any(batch.schema != batches[0].schema for batch in batches):
+        # A column that parsed in one block and not in another is text, as the check will say.
+        fields = [_common_field(batches, name) for name in batches[0].schema.names]
+        batches = [batch.cast(pa.schema(fields)) for batch in batches]
+    return pa.Table.from_batches(batches)
 
 
-def _read_parquet(path: Path, contract: DataContract) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as source:
-        wanted = [n for n in source.schema_arrow.names if n in _names(contract)]
-        return source.read(columns=wanted, use_threads=False)
-
-
-def _read_csv(path: Path, contract: DataContract) -> pa.Table:
+def _common_field(batches: list[pa.RecordBatch], name: str) -> pa.Field:
     import pyarrow as pa
-    from pyarrow import csv
+
+    types = {batch.schema.field(name).type for batch in batches} - {pa.null()}
+    return pa.field(name, types.pop() if len(types) == 1 else pa.string())
+
+
+def _parse(batch: pa.RecordBatch, contract: DataContract) -> pa.RecordBatch:
+    import pyarrow as pa
 
     from tasks.contract.arrow import arrow_schema
 
-    with csv.open_csv(path, read_options=csv.ReadOptions(use_threads=False)) as head:
-        header = head.schema.names
-    wanted = [name for name in header if name in _names(contract)]
-    if len(set(wanted)) != len(wanted):
-        wanted = [name for name in wanted if wanted.count(name) == 1]  # The check reports the absent column.
-    table = csv.read_csv(
-        path,
-        read_options=csv.ReadOptions(use_threads=False),
-        convert_options=csv.ConvertOptions(
-            include_columns=wanted,
-            column_types={name: pa.string() for name in wanted},
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=True,
-        ),
-    )
     schema = arrow_schema(contract)
-    return pa.table({name: _parse(table.column(name), schema.field(name).type) for name in wanted})
-
-
-def _parse(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
-    import pyarrow as pa
-
-    try:
-        return values.cast(target)
-    except pa.ArrowInvalid:
-        return values
-
-
-def _names(contract: DataContract) -> set[str]:
-    return {c.name for c in contract.columns}
+    columns = {}
+    for name in batch.schema.names:
+        values = batch.column(name)
+        try:
+            columns[name] = values.cast(schema.field(name).type) if values.type == pa.string() else values
+        except pa.ArrowInvalid:
+            columns[name] = values
+    return pa.record_batch(columns)
 
 
 def count_patients(contract: DataContract, table: pa.Table) -> int:
