@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.settings import enter_participant_environment, load_settings
+from infra.settings import enter_site_environment, load_settings
 from schemas.errors import OperationError
 from schemas.options import SiteSettings
 
@@ -24,7 +24,7 @@ def run_agents(homes: Sequence[Path]) -> None:
                 "settings-unreadable", f"Expected a settings file config.json in {home}.", "Name the home with --home."
             )
     settings = load_settings(SiteSettings, homes[0] / "config.json")
-    enter_participant_environment(homes[0].absolute(), settings.prefect_api_url)
+    enter_site_environment(homes[0].absolute(), settings)
     # Libraries stay at warnings: their information lines may describe data.
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("consilium").setLevel(logging.INFO)

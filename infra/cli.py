@@ -13,7 +13,7 @@ import click
 
 from infra.commands.audit import audit
 from infra.commands.base import FILE, FOLDER, Example, PositiveDecimal, existing
-from infra.commands.deploy import deploy, serve
+from infra.commands.deploy import deploy, proxy, serve
 from schemas.errors import ConsiliumError, OperationError
 
 
@@ -168,6 +168,7 @@ def coordinator_run(home: Path) -> None:
 
 
 coordinator.add_command(deploy)
+coordinator.add_command(proxy)
 coordinator.add_command(serve)
 
 

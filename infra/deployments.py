@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -83,12 +83,15 @@ def read_project(path: Path, home: Path, study: str) -> ProjectFile:
         ) from None
 
 
-async def apply_project(project: ProjectFile, study: str, crons: Mapping[str, str], webhook: str | None) -> list[str]:
+async def apply_project(
+    project: ProjectFile, study: str, crons: Mapping[str, str], webhook: str | None, sites: Sequence[str] = ()
+) -> list[str]:
     """Brings the server to what `project` says; returns one line per thing applied.
 
     Args:
         study: The study id.
         crons: First word of a deployment's name -> cron, instead of the file's.
+        sites: Sites whose agents come through the proxy and may not make their own work pools and deployments.
         webhook: Address that notices are posted to; None leaves them as events in Prefect's pages.
 
     Raises:
@@ -100,7 +103,7 @@ async def apply_project(project: ProjectFile, study: str, crons: Mapping[str, st
         known = ", ".join(names)
         raise OperationError("unknown-deployment", f"There is no deployment {unknown[0]}.", f"Choose among {known}.")
     await _ensure_pool()
-    done = [f"work pool {POOL}"]
+    done = [f"work pool {POOL}", *[await _ensure_site(site) for site in sites]]
     for name, wanted in zip(names, project.deployments, strict=True):
         cron = crons.get(name)
         chosen = wanted.model_copy(update={"schedules": (CronSchedule(cron=cron),)}) if cron else wanted
@@ -127,6 +130,16 @@ async def _ensure_pool() -> None:
         raise OperationError(
             "work-pool-foreign", f"Expected work pool {POOL} of type {_POOL_TYPE}, got {pool.type}.", "Remove it."
         )
+
+
+async def _ensure_site(site: str) -> str:
+    from site_agents.flows import site_flows
+    from site_agents.worker import ensure_site_deployments, ensure_site_pool
+
+    await ensure_site_pool(site)
+    # Names and closed parameters only; the folder is never used, and what runs is installed at the site.
+    await ensure_site_deployments(site, site_flows(Path()))
+    return f"work pool and deployments of {site}"
 
 
 async def _ensure_deployment(wanted: DeploymentFile, study: str) -> str:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from schemas.errors import OperationError
-from schemas.options import Settings
+from schemas.options import Settings, SiteSettings
 
 S = TypeVar("S", bound=Settings)
 
@@ -110,6 +110,34 @@ def save_settings(value: Settings, path: Path) -> None:
         out.flush()
         os.fsync(out.fileno())
     temporary.replace(path)
+
+
+def enter_site_environment(home: Path, settings: SiteSettings) -> None:
+    """Makes this process the agent of a site; its token for the coordinator's proxy comes from a file.
+
+    Raises:
+        OperationError: `token-unreadable`, `prefect-unreachable`.
+    """
+    if settings.token_file is not None:
+        # Prefect sends "name:token" with every request; the proxy takes it off.
+        os.environ["PREFECT_API_AUTH_STRING"] = f"{settings.name}:{_read_token(home / settings.token_file)}"
+    if settings.ca_file is not None:
+        os.environ["PREFECT_API_SSL_CERT_FILE"] = os.environ["SSL_CERT_FILE"] = str(home / settings.ca_file)
+    enter_participant_environment(home, settings.prefect_api_url)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        facts, token = path.stat(), path.read_text().strip()
+    except OSError:
+        facts, token = None, ""
+    if facts is None or facts.st_mode & 0o077 or not token:
+        raise OperationError(
+            "token-unreadable",
+            f"Expected this site's token in {path.name}, readable by its owner only.",
+            "Write the token that the coordinator gave you to the file, then chmod 600.",
+        )
+    return token
 
 
 def enter_participant_environment(home: Path, prefect_api_url: str) -> None:

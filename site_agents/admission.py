@@ -39,6 +39,11 @@ class AgentFlow:
             raise TypeError(f"Expected {self.parameters.__name__} to forbid extra fields.")
 
 
+def pool_name(site: str) -> str:
+    """Returns the name of the site's work pool."""
+    return f"consilium-{site}"
+
+
 class RefusedRunError(Exception):
     """A run that this site does not accept; its text is a code."""
 

@@ -38,7 +38,7 @@ async def _serve(home: SiteHome) -> None:
     from prefect.settings import get_current_settings
 
     from site_agents.flows import site_flows
-    from site_agents.leftovers import close_leftover_runs
+    from site_agents.leftovers import RememberedRuns, close_leftover_runs
     from site_agents.worker import run_agent
 
     def on_refusal(code: str, flow_run_id: str) -> None:
@@ -49,12 +49,17 @@ async def _serve(home: SiteHome) -> None:
         ledger.append_once(NO_STUDY, Refused(instruction="0" * 64, code=code))
 
     _publish_ledgers(home)
-    await close_leftover_runs(home.settings.name)
+    proxied = home.settings.token_file is not None
+    remembered = RememberedRuns(home.folder / "runs")
+    # The coordinator's proxy does not let a site search among runs: then it closes those that it remembers.
+    await (remembered.close() if proxied else close_leftover_runs(home.settings.name))
     _log.info("agent of %s: serving", home.settings.name)
     await run_agent(
         home.settings.name,
         site_flows(home.folder),
         on_refusal=on_refusal,
+        register=not proxied,
+        remembered=remembered,
         # A server on SQLite stalls under many questions: the environment then asks for fewer.
         poll_seconds=max(home.settings.options.poll_interval_seconds, get_current_settings().worker.query_seconds),
     )

@@ -33,8 +33,9 @@ from prefect.states import Cancelled
 from prefect.workers.base import BaseVariables, BaseWorker, BaseWorkerResult
 
 from schemas.errors import OperationError
-from site_agents.admission import AgentFlow, RefusedRunError, SiteJobConfiguration, accept_run
+from site_agents.admission import AgentFlow, RefusedRunError, SiteJobConfiguration, accept_run, pool_name
 from site_agents.flow_thread import FlowThread
+from site_agents.leftovers import RememberedRuns
 from site_agents.run_states import hide_exception_text, refused_state
 
 WORKER_TYPE: Final = "consilium-site"
@@ -69,14 +70,20 @@ class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult
         site: str,
         flows: Mapping[str, AgentFlow],
         on_refusal: Callable[[str, str], None],
+        remembered: RememberedRuns | None = None,
     ) -> None:
-        """Makes the worker of `site`; `on_refusal` is called with a code and the flow run's id."""
+        """Makes the worker of `site`; `on_refusal` is called with a code and the flow run's id.
+
+        Args:
+            remembered: Where running flows are marked, for the next start after a crash.
+        """
         super().__init__(
             work_pool_name, name=f"{site}-{socket.gethostname()}-{os.getpid()}", create_pool_if_not_found=False
         )
         self._site = site
         self._flows = dict(flows)
         self._on_refusal = on_refusal
+        self._remembered = remembered
         self._threads: dict[UUID, FlowThread] = {}
         self._last_run_ended = time.monotonic()
 
@@ -92,6 +99,12 @@ class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult
         task_status: anyio.abc.TaskStatus[Any] | None = None,
     ) -> SiteResult:
         """Runs an accepted flow run to its end, or refuses it."""
+        with contextlib.nullcontext() if self._remembered is None else self._remembered.during(flow_run.id):
+            return await self._run(flow_run, configuration, task_status)
+
+    async def _run(
+        self, flow_run: FlowRun, configuration: SiteJobConfiguration, task_status: anyio.abc.TaskStatus[Any] | None
+    ) -> SiteResult:
         identifier = f"{self.name}:{flow_run.id}"
         try:
             accepted, parameters = accept_run(self._site, self._flows, flow_run, configuration)
@@ -176,11 +189,6 @@ def _report_started(task_status: anyio.abc.TaskStatus[Any] | None, identifier: s
         task_status.started(identifier)
 
 
-def pool_name(site: str) -> str:
-    """Returns the name of the site's work pool."""
-    return f"consilium-{site}"
-
-
 async def ensure_site_pool(site: str) -> None:
     """Makes the site's closed work pool unless it exists.
 
@@ -232,6 +240,7 @@ async def run_agent(
     on_refusal: Callable[[str, str], None],
     poll_seconds: float = 0.3,
     register: bool = True,
+    remembered: RememberedRuns | None = None,
     on_ready: Callable[[], None] | None = None,
     grace_seconds: float = 20.0,
     stop: asyncio.Event | None = None,
@@ -244,6 +253,7 @@ async def run_agent(
         on_refusal: Called with (code, flow run id) for each refused run.
         poll_seconds: Pause between two questions to the server while a run is expected; about a second otherwise.
         register: Make pool and deployments first; False in a deployment whose coordinator made them.
+        remembered: Where running flows are marked, for the next start after a crash.
         on_ready: Called once the first question is about to be asked.
         grace_seconds: Time that running flows get to end after the signal.
 
@@ -262,7 +272,9 @@ async def run_agent(
     stop = stop or asyncio.Event()
     async with (
         _signals_set(stop),
-        ConsiliumWorker(pool_name(site), site=site, flows=flows, on_refusal=on_refusal) as worker,
+        ConsiliumWorker(
+            pool_name(site), site=site, flows=flows, on_refusal=on_refusal, remembered=remembered
+        ) as worker,
     ):
         async with anyio.create_task_group() as loops:
             loops.start_soon(_repeat, worker.get_and_submit_flow_runs, lambda: worker.pause_seconds(poll_seconds))

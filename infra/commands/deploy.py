@@ -34,10 +34,12 @@ def deploy_home(home: Path, crons: tuple[tuple[str, str], ...], webhook_file: Pa
     """
     settings = enter_home(home)
     webhook = _read_webhook(webhook_file) if webhook_file is not None else None
+    from flows.context import open_coordinator
     from infra.deployments import PROJECT, apply_project, read_project
 
     project = read_project(PROJECT, home, settings.study)
-    return asyncio.run(apply_project(project, settings.study, dict(crons), webhook))
+    sites = [site.name for site in open_coordinator(home).plan.sites]
+    return asyncio.run(apply_project(project, settings.study, dict(crons), webhook, sites))
 
 
 def serve_home(home: Path) -> None:
@@ -118,3 +120,30 @@ def deploy(home: Path, crons: tuple[tuple[str, str], ...], webhook_file: Path | 
 def serve(home: Path) -> None:
     """Run the scheduled studies, audits and reports of this machine until it is stopped."""
     serve_home(home.absolute())
+
+
+@click.command(
+    cls=Example,
+    epilog="consilium coordinator proxy --home . --listen 0.0.0.0:8443 --certificate tls.pem --key tls-key.pem",
+)
+@HOME
+@click.option("--listen", required=True, help="Address and port where the hospitals' agents arrive, host:port.")
+@click.option("--certificate", type=FILE, required=True, help="PEM file with the certificate chain.")
+@click.option("--key", type=FILE, required=True, help="PEM file with its private key.")
+@click.option("--out", type=FOLDER, help="Folder of the configuration  [default: HOME/proxy]")
+def proxy(home: Path, listen: str, certificate: Path, key: Path, out: Path | None) -> None:
+    """Write the nginx configuration and the tokens that let each hospital's agent reach Prefect, and nothing more.
+
+    Give tokens/SITE to that hospital by a safe way; it names the file as token_file in its config.json. A token reaches
+    the site's own work pool and runs, no other site's and no setting of the server. Repeating the command keeps tokens;
+    remove a token's file to make a new one.
+    """
+    from flows.context import open_coordinator
+    from infra.proxy.config import ProxyOptions, write_proxy
+
+    context = open_coordinator(home.absolute())
+    behind = context.settings.prefect_api_url
+    options = ProxyOptions(listen, behind, certificate.absolute(), key.absolute())
+    folder = out.absolute() if out is not None else home.absolute() / "proxy"
+    config = write_proxy(folder, [site.name for site in context.plan.sites], options)
+    click.echo(f"Wrote {config}. Check it with nginx -t -c {config}, start it with nginx -c {config}.")

@@ -15,6 +15,7 @@ COMMANDS = [
     ["site", "budget"],
     ["coordinator", "run"],
     ["coordinator", "deploy"],
+    ["coordinator", "proxy"],
     ["coordinator", "serve"],
     ["audit", "verify"],
     ["plan", "check"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from pathlib import Path
@@ -76,7 +77,11 @@ def main() -> None:
             out.write(f"{code} {flow_run_id}\n")
 
     ready = (folder / "ready").touch
-    asyncio.run(run_agent(site, make_flows(folder), on_refusal=note_refusal, on_ready=ready, grace_seconds=1.0))
+    register = "CONSILIUM_TEST_UNREGISTERED" not in os.environ
+    work = run_agent(
+        site, make_flows(folder), on_refusal=note_refusal, on_ready=ready, grace_seconds=1.0, register=register
+    )
+    asyncio.run(work)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""The reverse proxy between the hospitals' agents and the coordinator's Prefect server: TLS, a token each, few paths.
+
+Prefect's server has one shared password and no roles: whoever reaches it may change anything in it. An agent needs a
+dozen kinds of request; the proxy passes those on and refuses everything else. It decides on the request line as it
+came, before any decoding, so that no spelling of a path means one thing here and another behind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from infra.proxy.tokens import ensure_token, password_line
+from schemas.canonical import is_name
+from schemas.errors import OperationError
+
+_UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+# What every site may ask. A run's id is 122 random bits that only its own site is told.
+SHARED = (
+    "GET /api/health",
+    "GET /api/csrf-token\\?client=[0-9a-f-]{36}",
+    f"GET /api/flows/{_UUID}",
+    f"GET /api/deployments/{_UUID}",
+    f"GET /api/work_queues/{_UUID}",
+    f"GET /api/flow_runs/{_UUID}",
+    f"PATCH /api/flow_runs/{_UUID}",
+    f"POST /api/flow_runs/{_UUID}/set_state",
+    "GET /api/events/in",
+)
+# What a site may ask of its own work pool; \1 is the name in its credentials.
+OWN = (
+    r"GET /api/work_pools/consilium-\1",
+    r"POST /api/work_pools/consilium-\1/get_scheduled_flow_runs",
+    r"POST /api/work_pools/consilium-\1/workers/heartbeat",
+)
+_LARGEST_REQUEST = "256k"
+
+
+@dataclass(frozen=True)
+class ProxyOptions:
+    """Where the proxy listens and what stands behind it.
+
+    Attributes:
+        listen: ``host:port`` as nginx' ``listen`` takes it.
+        prefect_url: The Prefect server, with or without ``/api``.
+        certificate, key: PEM files.
+    """
+
+    listen: str
+    prefect_url: str
+    certificate: Path
+    key: Path
+
+
+def write_proxy(folder: Path, sites: Sequence[str], options: ProxyOptions) -> Path:
+    """Writes ``nginx.conf``, the password file and, for each site that has none yet, a token.
+
+    Args:
+        folder: Kept by the coordinator; ``tokens/<site>`` goes to that site by a safe way, and stays secret.
+
+    Returns:
+        The configuration file, for ``nginx -c``.
+
+    Raises:
+        OperationError: `site-name`, `proxy-path`, `prefect-address`.
+    """
+    for site in sites:
+        if not is_name(site):
+            raise OperationError("site-name", "Expected site names of lower-case letters, digits and hyphens.")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lines = [password_line(site, ensure_token(folder / "tokens" / site)) for site in sorted(sites)]
+    users = folder / "users"
+    users.write_text("\n".join(lines) + "\n")
+    # nginx reads it as its own user after giving up root; it holds salted digests of random tokens.
+    users.chmod(0o644)
+    folder.chmod(0o711)
+    config = folder / "nginx.conf"
+    config.write_text(render_proxy(folder, users, options))
+    return config
+
+
+def render_proxy(folder: Path, users: Path, options: ProxyOptions) -> str:
+    """Returns the whole nginx configuration.
+
+    Raises:
+        OperationError: `proxy-path`, `proxy-listen`, `prefect-address`.
+    """
+    for path in (folder, users, options.certificate, options.key):
+        if not all(c.isalnum() or c in "/._-" for c in str(path)) or not path.is_absolute():
+            raise OperationError(
+                "proxy-path",
+                "Expected absolute paths of plain characters for the proxy.",
+                "Move the files.",
+            )
+    if not re.fullmatch(r"[0-9a-zA-Z.:\[\]-]+:[0-9]{1,5}", options.listen):
+        raise OperationError("proxy-listen", "Expected host:port for the proxy.", "Correct --listen.")
+    upstream = urlsplit(options.prefect_url)
+    if upstream.scheme != "http" or not upstream.hostname or not upstream.port:
+        raise OperationError(
+            "prefect-address", "Expected the Prefect server as http://host:port.", "Name the server behind the proxy."
+        )
+    return _TEMPLATE.format(
+        folder=folder,
+        users=users,
+        certificate=options.certificate,
+        key=options.key,
+        listen=options.listen,
+        upstream=f"http://{upstream.hostname}:{upstream.port}",
+        shared="\n".join(f'        "~^{request}$" 1;' for request in SHARED),
+        own="\n".join(f'        "~^([a-z][a-z0-9-]{{0,30}}) {request}$" 1;' for request in OWN),
+        largest=_LARGEST_REQUEST,
+    )
+
+
+_TEMPLATE = """\
+# Written by `consilium coordinator proxy`; run it again instead of editing. Start: nginx -c {folder}/nginx.conf
+pid {folder}/nginx.pid;
+error_log {folder}/error.log warn;
+worker_processes 1;
+
+events {{
+    worker_connections 1024;
+}}
+
+http {{
+    server_tokens off;
+    client_max_body_size {largest};
+    client_body_temp_path {folder}/temp;
+    proxy_temp_path {folder}/temp-proxy;
+    fastcgi_temp_path {folder}/temp-fastcgi;
+    uwsgi_temp_path {folder}/temp-uwsgi;
+    scgi_temp_path {folder}/temp-scgi;
+
+    # Who asked for what, without headers and bodies: neither token nor parameters are written down.
+    log_format audit '$time_iso8601 $remote_addr $remote_user $request_method $request_uri $status $request_time';
+    access_log {folder}/access.log audit;
+
+    map "$request_method $request_uri" $shared_path {{
+        default 0;
+{shared}
+    }}
+    map "$remote_user $request_method $request_uri" $own_path {{
+        default 0;
+{own}
+    }}
+    map "$shared_path$own_path" $refused {{
+        default 0;
+        "00" 1;
+    }}
+    map $http_upgrade $connection_upgrade {{
+        default upgrade;
+        "" "";
+    }}
+    limit_req_zone $remote_user zone=sites:1m rate=50r/s;
+
+    server {{
+        listen {listen} ssl;
+        ssl_certificate {certificate};
+        ssl_certificate_key {key};
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_session_cache shared:tls:1m;
+
+        auth_basic "consilium";
+        auth_basic_user_file {users};
+        limit_req zone=sites burst=100 nodelay;
+
+        location / {{
+            if ($refused) {{
+                return 403;
+            }}
+            proxy_pass {upstream};
+            proxy_http_version 1.1;
+            proxy_set_header Host $host;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $connection_upgrade;
+            # The token is for this proxy; the server behind it never sees it.
+            proxy_set_header Authorization "";
+            proxy_read_timeout 1h;
+        }}
+    }}
+}}
+"""

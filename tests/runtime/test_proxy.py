@@ -1,0 +1,262 @@
+"""Who gets in: a real nginx with the configuration that `consilium coordinator proxy` writes, before a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import shutil
+import socket
+import ssl
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPSConnection
+from ipaddress import IPv4Address
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from prefect.client.orchestration import get_client
+
+from flows.dispatch import dispatch, wait_for_end
+from infra.prefect_server import PrefectServer, prefect_client_environment
+from infra.processes import find_free_port, start_process
+from infra.proxy.config import ProxyOptions, write_proxy
+from schemas.errors import OperationError
+from site_agents.worker import ensure_site_deployments, ensure_site_pool
+from tests.runtime.site_process import make_flows
+from tests.runtime.waiting import wait_until
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """Makes a certificate for 127.0.0.1 that is its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "consilium test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "tls.pem", folder / "tls-key.pem"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    encoded = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    paths[1].write_bytes(encoded)
+    return paths
+
+
+@dataclass(frozen=True)
+class Proxy:
+    port: int
+    folder: Path
+    authority: Path
+    site: str
+    other: str
+
+    @property
+    def api_url(self) -> str:
+        return f"https://127.0.0.1:{self.port}/api"
+
+    def token(self, site: str) -> str:
+        return (self.folder / "tokens" / site).read_text().strip()
+
+    def ask(self, method: str, target: str, site: str | None = None, token: str | None = None) -> int:
+        """Sends one request exactly as spelled and returns the status."""
+        context = ssl.create_default_context(cafile=str(self.authority))
+        connection = HTTPSConnection("127.0.0.1", self.port, context=context, timeout=20)
+        headers = {"Content-Type": "application/json"}
+        if site is not None:
+            pair = f"{site}:{self.token(site) if token is None else token}"
+            headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        try:
+            connection.request(method, target, body=b"{}" if method != "GET" else None, headers=headers)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def proxy(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    folder = tmp_path_factory.mktemp("proxy")
+    for parent in [folder, *folder.parents][:3]:  # nginx' worker is another user where the tests run as root
+        parent.chmod(0o711)
+    certificate, key = _certificate(folder)
+    port = find_free_port()
+    sites = [f"site-{uuid4().hex[:8]}", f"site-{uuid4().hex[:8]}"]
+    options = ProxyOptions(f"127.0.0.1:{port}", server.ui_url, certificate, key)
+    config = write_proxy(folder / "nginx", sites, options)
+    nginx = start_process(
+        "nginx",
+        [str(NGINX), "-c", str(config), "-g", "daemon off;"],
+        log=folder / "nginx.log",
+        environment={"PATH": os.environ["PATH"]},
+    )
+    try:
+        wait_until(lambda: _listens(port) or not nginx.is_alive())
+        assert nginx.is_alive(), nginx.log_tail()
+        yield Proxy(port, folder / "nginx", certificate, *sites)
+    finally:
+        nginx.stop()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@needs_nginx
+@pytest.mark.usefixtures("prefect_settings")
+def test_an_agent_works_through_the_proxy_with_its_token(proxy: Proxy, server: PrefectServer, tmp_path: Path) -> None:
+    flows = make_flows(tmp_path)
+
+    async def register() -> None:
+        await ensure_site_pool(proxy.site)
+        await ensure_site_deployments(proxy.site, flows)
+
+    asyncio.run(register())
+    settings = prefect_client_environment(proxy.api_url, tmp_path / "prefect", poll_seconds=0.3)
+    environment = {
+        **os.environ,
+        **settings,
+        "PREFECT_API_AUTH_STRING": f"{proxy.site}:{proxy.token(proxy.site)}",
+        "PREFECT_API_SSL_CERT_FILE": str(proxy.authority),
+        "SSL_CERT_FILE": str(proxy.authority),
+        "NO_PROXY": "127.0.0.1",
+        "CONSILIUM_TEST_UNREGISTERED": "1",
+    }
+    agent = start_process(
+        proxy.site,
+        [sys.executable, "-m", "tests.runtime.site_process", proxy.site, str(tmp_path)],
+        log=tmp_path / "agent.log",
+        environment=environment,
+        folder=Path(__file__).parents[2],
+    )
+    try:
+        wait_until(lambda: (tmp_path / "ready").exists() or not agent.is_alive())
+
+        async def run() -> str:
+            started = await dispatch(
+                proxy.site, "site-round", {"study": "proxied", "round": 1}, f"proxied-{proxy.site}"
+            )
+            return (await wait_for_end(started, 90.0)).type
+
+        assert asyncio.run(run()) == "COMPLETED", agent.log_tail(40)
+    finally:
+        agent.stop()
+    seen = (proxy.folder / "access.log").read_text()
+    assert proxy.site in seen
+    assert proxy.token(proxy.site) not in seen
+
+
+@needs_nginx
+def test_nobody_without_a_token_gets_anything(proxy: Proxy) -> None:
+    own = f"/api/work_pools/consilium-{proxy.site}"
+    for method, target in (("GET", "/"), ("GET", "/api/health"), ("GET", own), ("POST", "/api/deployments/filter")):
+        assert proxy.ask(method, target) in (401, 403)
+        assert proxy.ask(method, target, proxy.site, "guessed") in (401, 403)
+        assert proxy.ask(method, target, "nobody", proxy.token(proxy.site)) in (401, 403)
+    assert proxy.ask("GET", own, proxy.site, proxy.token(proxy.other)) == 401
+
+
+@needs_nginx
+@pytest.mark.usefixtures("prefect_settings")
+def test_a_token_reaches_its_own_pool_only(proxy: Proxy, tmp_path: Path) -> None:
+    async def register() -> str:
+        for site in (proxy.site, proxy.other):
+            await ensure_site_pool(site)
+        await ensure_site_deployments(proxy.other, make_flows(tmp_path))
+        async with get_client() as client:
+            return str((await client.read_deployment_by_name(f"site-round/{proxy.other}")).id)
+
+    deployment = asyncio.run(register())
+    own, foreign = (f"/api/work_pools/consilium-{site}" for site in (proxy.site, proxy.other))
+    assert proxy.ask("GET", own, proxy.site) == 200
+    refused = [
+        ("GET", foreign),
+        ("POST", f"{foreign}/get_scheduled_flow_runs"),
+        ("PATCH", own),
+        ("DELETE", own),
+        ("PATCH", foreign),
+        ("POST", "/api/work_pools/"),
+        ("POST", "/api/deployments/"),
+        ("PATCH", f"/api/deployments/{deployment}"),
+        ("DELETE", f"/api/deployments/{deployment}"),
+        ("POST", f"/api/deployments/{deployment}/create_flow_run"),
+        ("POST", f"/api/deployments/{deployment}/schedules"),
+        ("GET", f"/api/deployments/name/site-round/{proxy.other}"),
+        ("POST", "/api/deployments/filter"),
+        ("POST", "/api/flow_runs/filter"),
+        ("POST", "/api/flow_runs/"),
+        ("POST", "/api/logs/filter"),
+        ("POST", "/api/artifacts/filter"),
+        ("POST", "/api/block_documents/filter"),
+        ("POST", "/api/automations/"),
+        ("GET", "/api/admin/settings"),
+        ("GET", "/"),
+        ("GET", "/docs"),
+    ]
+    for method, target in refused:
+        assert proxy.ask(method, target, proxy.site) == 403, (method, target)
+
+
+@needs_nginx
+def test_no_spelling_of_a_path_slips_through(proxy: Proxy) -> None:
+    own, foreign = (f"consilium-{site}" for site in (proxy.site, proxy.other))
+    spelled = [
+        f"/api/work_pools/{own}/../{foreign}",
+        f"/api/work_pools/{own}/%2e%2e/{foreign}",
+        f"/api/work_pools/{own}%2f..%2f{foreign}",
+        f"/api/work_pools//{foreign}",
+        f"/api/./work_pools/{foreign}",
+        f"/api/work_pools/{foreign}?x=/api/work_pools/{own}",
+        f"/api/work_pools/{own}?x=1",
+        f"/api/work_pools/{own}/",
+        f"/API/work_pools/{own}",
+        "/api/flow_runs/00000000-0000-0000-0000-000000000000/set_state/../../filter",
+        "/api/health/../deployments/filter",
+        "/api/health;/../admin/settings",
+    ]
+    for target in spelled:
+        for method in ("GET", "POST"):
+            # 404: nginx itself joined the dots before anything was asked behind it
+            assert proxy.ask(method, target, proxy.site) in (400, 403, 404), target
+
+
+def test_a_repeated_write_keeps_tokens_and_no_file_holds_them_for_others(tmp_path: Path) -> None:
+    options = ProxyOptions("127.0.0.1:8443", "http://127.0.0.1:4200", tmp_path / "tls.pem", tmp_path / "key.pem")
+    config = write_proxy(tmp_path / "proxy", ["general", "rural"], options)
+    token = (tmp_path / "proxy" / "tokens" / "general").read_text()
+    write_proxy(tmp_path / "proxy", ["general", "rural"], options)
+    assert (tmp_path / "proxy" / "tokens" / "general").read_text() == token
+    assert (tmp_path / "proxy" / "tokens" / "general").stat().st_mode & 0o077 == 0
+    assert token.strip() not in config.read_text() + (tmp_path / "proxy" / "users").read_text()
+
+
+@pytest.mark.parametrize("name", ["Rural", "a b", "a;b", "../x", "a{b"])
+def test_a_name_that_could_change_the_configuration_is_refused(tmp_path: Path, name: str) -> None:
+    options = ProxyOptions("127.0.0.1:8443", "http://127.0.0.1:4200", tmp_path / "tls.pem", tmp_path / "key.pem")
+    with pytest.raises(OperationError, match="Expected site names"):
+        write_proxy(tmp_path / "proxy", [name], options)
+
+
+def test_a_server_address_that_is_none_is_refused(tmp_path: Path) -> None:
+    options = ProxyOptions("127.0.0.1:8443", "https://elsewhere/;", tmp_path / "tls.pem", tmp_path / "key.pem")
+    with pytest.raises(OperationError, match="http://host:port"):
+        write_proxy(tmp_path / "proxy", ["rural"], options)
