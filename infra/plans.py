@@ -32,9 +32,15 @@ def read_plan(path: Path) -> StudyPlan:
 
 
 def describe_plan(plan: StudyPlan) -> str:
-    """Says who takes part, which numbers fit together and what is derived from them."""
+    """Says who takes part, which numbers fit together and what is derived from them.
+
+    Raises:
+        PlanError: `plan-overspends`, and those of numbers that a mechanism or the encrypted sum cannot take.
+    """
+    from tasks.privacy.mechanism import verify_plan_within_budget
     from tasks.secure_sum.parameters import describe_parameters
 
+    verify_plan_within_budget(plan)
     mechanism, budget = plan.mechanism, plan.budget
     lines = [
         f"Study    {plan.study}",
@@ -44,9 +50,26 @@ def describe_plan(plan: StudyPlan) -> str:
         f"Model    {plan.model.kind}, {update_length(plan)} coefficients a round, {mechanism.rounds} rounds",
         f"Privacy  epsilon {budget.epsilon}, delta {budget.delta} per site and {mechanism.unit} over the study, "
         f"evaluation included, if {plan.threshold.colluding_contributors} sites collude with the coordinator",
-        f"Noise    multiplier {mechanism.noise_multiplier} at clip norm {mechanism.clip_norm}, carried by "
-        f"{plan.threshold.honest_noise_shares} honest sites",
+        *_describe_mechanism(plan),
         "",
         describe_parameters(plan),
     ]
     return "\n".join(lines)
+
+
+def _describe_mechanism(plan: StudyPlan) -> list[str]:
+    mechanism, local = plan.mechanism, plan.mechanism.local
+    noise = f"Noise    multiplier {mechanism.noise_multiplier} at clip norm {mechanism.clip_norm}"
+    batch = (
+        "every patient in every batch"
+        if float(mechanism.sampling_probability) == 1
+        else f"a patient is in a batch with probability {mechanism.sampling_probability}"
+    )
+    if local is None:
+        return [f"{noise}, carried by {plan.threshold.honest_noise_shares} honest sites; {batch}"]
+    kind = f"FedProx (mu {local.proximal})" if float(local.proximal) > 0 else "FedAvg"
+    return [
+        f"Local    {local.steps} steps a round at each site, learning rate {local.learning_rate}, {kind}; the change "
+        f"is bounded to norm {local.update_norm} and weighted with the declared cohort size",
+        f"{noise} in each of {mechanism.releases} steps, drawn in full by every site itself; {batch}",
+    ]

@@ -32,6 +32,8 @@ class GaussianEvent(Strict):
             given: local_sigma >= noise_multiplier * sensitivity / sqrt(h).
         divisor: Public divisor of the server step ("1" for a histogram).
         dimension: Number of coefficients.
+        noise_scope: ``local`` where each of the steps has this site's own full noise and only what follows from the
+            noised steps leaves; honest_assumed and sites_in_sum are then 1.
         sites_in_sum: k_min of the plan: the fewest shares that an opened sum can hold.
         honest_assumed: h.
         effective_sigma: Lattice standard deviation of the h honest shares together, decimal rounded down.
@@ -51,7 +53,7 @@ class GaussianEvent(Strict):
     local_sigma: Decimal
     divisor: Decimal
     dimension: int = Field(ge=1, le=2**53)
-    noise_scope: Literal["distributed"] = "distributed"
+    noise_scope: Literal["distributed", "local"] = "distributed"
     sites_in_sum: int = Field(ge=1, le=1_000_000)
     honest_assumed: int = Field(ge=1, le=1_000_000)
     effective_sigma: Decimal

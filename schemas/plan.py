@@ -5,10 +5,11 @@ What does not change a guarantee (threads, poll intervals, deadlines, paths) is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import TypeVar
@@ -61,20 +62,50 @@ class ModelSpec(Extended):
         return self
 
 
+class LocalSpec(Extended):
+    """What a site does between two sums in ``local`` mode: FedAvg, or FedProx where `proximal` is above zero.
+
+    Attributes:
+        steps: DP-SGD steps per round; each is charged.
+        learning_rate: Of one step at the site.
+        proximal: FedProx mu: every step is pulled towards the round's global model by mu * (local - global).
+        update_norm: Public L2 bound U on (global - local), applied after all noise; U is 2**scale_bits lattice units.
+    """
+
+    steps: int = Field(ge=1, le=10_000)
+    learning_rate: Decimal
+    proximal: Decimal = "0"
+    update_norm: Decimal
+
+    @model_validator(mode="after")
+    def _check(self) -> LocalSpec:
+        # Comparisons are written so that a NaN or infinity fails them.
+        positive = all(0.0 < float(x) < math.inf for x in (self.learning_rate, self.update_norm))
+        if not positive or not 0.0 <= float(self.proximal) < math.inf:
+            raise PlanError("local-range", "Expected local learning_rate and update_norm > 0, and proximal >= 0.")
+        return self
+
+
 class MechanismSpec(Extended):
-    """One clipped-gradient sum per round and site, per patient, with integer Gaussian noise shares.
+    """How a site's patients enter a training round's sum: per patient, clipped, with integer Gaussian noise.
+
+    ``distributed``: one clipped-gradient sum per round, its noise in shares. ``local``: several DP-SGD steps at the
+    site, each with the site's own full noise; what is summed is the model's change times the site's public weight.
 
     Attributes:
         clip_norm: L2 bound C on one patient's summed contribution (mean gradient of the patient's rows).
         scale_bits: A real x is encoded as round(x / C * 2**scale_bits).
-        noise_multiplier: sigma; the h honest shares together have standard deviation sigma * C.
+        noise_multiplier: sigma; standard deviation sigma * C of the h honest shares together, or of every local step.
         sampling_probability: Public; "1" is full batch.
         rounds: Number of training rounds T.
         unit: The privacy unit.
         neighboring_relation: What may differ.
+        local: The local steps; in ``local`` mode only.
     """
 
-    mode: Literal["distributed"] = "distributed"
+    LATER: ClassVar[tuple[str, ...]] = ("local",)
+
+    mode: Literal["distributed", "local"] = "distributed"
     unit: Literal["patient"] = "patient"
     neighboring_relation: Literal["add-or-remove-one"] = "add-or-remove-one"
     clip_norm: Decimal
@@ -82,10 +113,32 @@ class MechanismSpec(Extended):
     noise_multiplier: Decimal
     sampling_probability: Decimal = "1"
     rounds: int = Field(ge=1, le=10_000)
+    local: LocalSpec | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> MechanismSpec:
+        if (self.mode == "local") != (self.local is not None):
+            raise PlanError(
+                "mechanism-local", "Local steps belong to the local mode, which needs them, and to no other."
+            )
+        return self
+
+    @property
+    def lattice_norm(self) -> str:
+        """What 2**scale_bits lattice units of an opened training sum mean in real units: C, or the update's bound."""
+        return self.clip_norm if self.local is None else self.local.update_norm
+
+    @property
+    def releases(self) -> int:
+        """Noised sums of a site's training patients over the study: one per round, or one per local step."""
+        return self.rounds * (1 if self.local is None else self.local.steps)
 
 
 class OptimizerSpec(Extended):
-    """Server step: the opened sum is divided by the public `divisor` and fed to the optimizer."""
+    """Server step: the opened sum is divided by the public `divisor` and fed to the optimizer.
+
+    In ``local`` mode the divisor is the sum of the public weights; ``sgd`` with learning rate 1 is plain averaging.
+    """
 
     kind: Literal["sgd", "momentum", "adam", "yogi"]
     learning_rate: Decimal

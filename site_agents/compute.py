@@ -22,17 +22,18 @@ from schemas.messages import Instruction
 from schemas.plan import StudyPlan
 from tasks.privacy.noise import NoiseStream, os_noise_stream
 
-PRELOAD = ("site_agents.compute", "site_agents.cohort.reader", "tasks.contract.encoder", "tasks.training.train")
+PRELOAD = ("site_agents.compute", "site_agents.cohort.reader", "tasks.contract.encoder", "tasks.training.local")
 
 Int64Array = NDArray[np.int64]
 
 
 def compute_contribution(
-    plan: StudyPlan, kind: str, weights: NDArray[np.float64], data: Path, stream: NoiseStream
+    plan: StudyPlan, site: str, kind: str, weights: NDArray[np.float64], data: Path, stream: NoiseStream
 ) -> Int64Array:
     """Computes this site's noised integer contribution.
 
     Args:
+        site: This site's name in the plan, whose public weight a local update has.
         kind: ``train`` or ``evaluate``.
         weights: Flat float64 weights of the model that the site recomputed itself.
         data: The site's table.
@@ -48,9 +49,12 @@ def compute_contribution(
     from tasks.contract.encoder import encode_features
     from tasks.privacy.mechanism import evaluation_mechanism, training_mechanism
     from tasks.training.evaluation import score_histogram
+    from tasks.training.local import train_locally
     from tasks.training.train import train_sum
 
     cohort = encode_features(plan.contract, read_table(data, plan.contract))
+    if kind == "train" and plan.mechanism.local is not None:
+        return train_locally(plan, site, cohort, weights, stream)
     if kind == "train":
         mechanism = training_mechanism(plan)
         chosen = mechanism.draw_patients(cohort.training.patient_count, stream)
@@ -60,7 +64,12 @@ def compute_contribution(
 
 
 def compute_in_child(
-    plan: StudyPlan, instruction: Instruction, weights: NDArray[np.float64], data: Path, timeout_seconds: float
+    plan: StudyPlan,
+    site: str,
+    instruction: Instruction,
+    weights: NDArray[np.float64],
+    data: Path,
+    timeout_seconds: float,
 ) -> Int64Array:
     """Runs `compute_contribution` in a fork-server child and kills it at the deadline.
 
@@ -70,7 +79,7 @@ def compute_in_child(
     """
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, canonical_bytes(plan), instruction.kind, weights.tobytes(), str(data))
+    arguments = (theirs, canonical_bytes(plan), site, instruction.kind, weights.tobytes(), str(data))
     child = context.Process(target=_child_main, args=arguments, daemon=True)
     child.start()
     theirs.close()
@@ -101,20 +110,26 @@ def in_process(stream_for: Callable[[Instruction], NoiseStream]) -> Compute:
     """Returns a computation without a child, for the embedded in-process consortium."""
 
     def compute(
-        plan: StudyPlan, instruction: Instruction, weights: NDArray[np.float64], data: Path, timeout_seconds: float
+        plan: StudyPlan,
+        site: str,
+        instruction: Instruction,
+        weights: NDArray[np.float64],
+        data: Path,
+        timeout_seconds: float,
     ) -> Int64Array:
-        return compute_contribution(plan, instruction.kind, weights, data, stream_for(instruction))
+        return compute_contribution(plan, site, instruction.kind, weights, data, stream_for(instruction))
 
     return compute
 
 
-Compute = Callable[[StudyPlan, Instruction, NDArray[np.float64], Path, float], Int64Array]
+Compute = Callable[[StudyPlan, str, Instruction, NDArray[np.float64], Path, float], Int64Array]
 
 
-def _child_main(pipe: Connection, plan: bytes, kind: str, weights: bytes, data: str) -> None:
+def _child_main(pipe: Connection, plan: bytes, site: str, kind: str, weights: bytes, data: str) -> None:
     try:
         values = compute_contribution(
             parse_canonical(StudyPlan, plan, "the plan"),
+            site,
             kind,
             np.frombuffer(weights, dtype=np.float64).copy(),
             Path(data),

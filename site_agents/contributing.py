@@ -154,6 +154,7 @@ class Contributing:
             weights = self._state.weights if kind == "train" else released_weights(self._state)
             values = self.work.context.compute(
                 self.work.plan,
+                self.work.context.name,
                 self.work.instruction.predicate,
                 weights,
                 self.work.context.data,

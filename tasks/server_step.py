@@ -67,14 +67,16 @@ def initial_state(plan: StudyPlan) -> ModelState:
 
 
 def decode_sum(plan: StudyPlan, opened_sum: IntVector) -> FloatVector:
-    """Decodes an opened training sum from lattice units to gradient units: x = m * C / 2**scale_bits, float64 (P,).
+    """Decodes an opened training sum from lattice units: x = m * C / 2**scale_bits, float64 (P,).
+
+    Gradient units; in ``local`` mode weighted changes of the model, global - local, with the update's bound for C.
 
     Raises:
         EvidenceError: `malformed` if it is not an int64 vector of the plan's update length.
     """
     if opened_sum.dtype != np.int64 or opened_sum.shape != (update_length(plan),):
         raise EvidenceError("malformed", f"Expected an opened sum of {update_length(plan)} 64-bit integers.")
-    unit = float(plan.mechanism.clip_norm) / float(2**plan.mechanism.scale_bits)
+    unit = float(plan.mechanism.lattice_norm) / float(2**plan.mechanism.scale_bits)
     return opened_sum.astype(np.float64) * unit
 
 

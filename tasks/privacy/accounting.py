@@ -74,17 +74,21 @@ def renyi_cost(event: PrivacyEvent, order: int, shares: int | None = None, sites
         order: Integer, at least 2.
         shares: Noise shares that count; by default those of the honest.
         sites: In how many sites the patient is. At least one coin of m falls with probability 1 - (1 - q)**m, and the
-            patient then moves the sum by at most m times the bound (quasi-convexity of the divergence).
+            patient then moves the sum by at most m times the bound (quasi-convexity of the divergence). Local noise:
+            m mechanisms of their own, whose divergences add up.
 
     Raises:
         BudgetError: `event-inconsistent`.
     """
     verify_event(event)
     count = event.honest_assumed if shares is None else shares
+    times, sites = (sites, 1) if event.noise_scope == "local" else (1, sites)
     inverse, total = sites * sites * _inverse_variance(event, count), Fraction(0)
     for probability, _, steps in event.runs:
         q = 1 - (1 - exact(probability)) ** sites
-        total += steps * (sampled_gaussian_cost(q, inverse, order) + count * event.dimension * DISCRETISATION_CHARGE)
+        total += (
+            times * steps * (sampled_gaussian_cost(q, inverse, order) + count * event.dimension * DISCRETISATION_CHARGE)
+        )
     return _ceil_to_grid(total)
 
 
@@ -220,7 +224,8 @@ def epsilon_of_events(events: Sequence[PrivacyEvent], delta: str) -> str:
 def composed_epsilon(plan: StudyPlan, events: Sequence[PrivacyEvent]) -> str:
     """Derives epsilon (collusion reading) of a patient who is in the plan's `max_sites_per_patient` such sites.
 
-    The patient then moves the same sum up to m times as far: mu is multiplied by m. Sampled: see `renyi_cost`.
+    The patient then moves the same sum up to m times as far: mu is multiplied by m. Sampled: see `renyi_cost`. Local
+    noise: each site's releases have noise of their own and compose, so the cost is multiplied by m.
     """
     sites = plan.budget.max_sites_per_patient
     return _epsilon_of_events(events, plan.budget.delta, lambda event: event.honest_assumed, sites)
@@ -247,6 +252,7 @@ def verify_event(event: PrivacyEvent) -> None:
         (all(0 < exact(q) <= 1 for q, _, _ in event.runs), "0 < sampling probability <= 1"),
         (event.sensitivity == 2**event.scale_bits, "sensitivity is 2**scale_bits"),
         (1 <= honest <= event.sites_in_sum, "1 <= honest_assumed <= sites_in_sum"),
+        (event.noise_scope != "local" or event.sites_in_sum == 1, "local noise is that of one site"),
         (share > 0 and share**2 >= SMALLEST_SHARE_VARIANCE, f"local_sigma^2 >= {SMALLEST_SHARE_VARIANCE}"),
         (all(steps >= 1 and exact(z) > 0 for _, z, steps in event.runs), "steps and noise multiplier are positive"),
         (
@@ -321,9 +327,15 @@ def _epsilon_of_events(
         else:
             for event in counts:
                 verify_event(event)
-            total = sum((n * _cost_of_shares(e, shares(e)) for e, n in counts.items()), Fraction(0))
-            worst = max(worst, exact(_epsilon_string(sites * sites * total, delta)))
+            total = sum(
+                (n * _gdp_factor(e, sites) * _cost_of_shares(e, shares(e)) for e, n in counts.items()), Fraction(0)
+            )
+            worst = max(worst, exact(_epsilon_string(total, delta)))
     return format_decimal(worst)
+
+
+def _gdp_factor(event: GaussianEvent, sites: int) -> int:
+    return sites if event.noise_scope == "local" else sites * sites
 
 
 def _cost_of_shares(event: GaussianEvent, shares: int) -> Fraction:

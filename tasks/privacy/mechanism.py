@@ -33,6 +33,8 @@ LARGEST_SHARE_SIGMA = 2**35
 class GaussianMechanism:
     """A sum of integer vectors, one per patient and each of L2 norm at most `sensitivity`, plus a noise share.
 
+    One `event` charges `steps` such sums. ``local``: this site's share is all the noise there is, so h and k_min are 1.
+
     A real value x is encoded as round(x / C * 2**scale_bits) and the patient's vector clipped again in integers, so
     that rounding cannot exceed the bound. h honest shares together have at least standard deviation
     noise_multiplier * C in real units.
@@ -50,6 +52,8 @@ class GaussianMechanism:
         honest: h.
         sites_in_sum: k_min.
         sampling_probability: Public chance q of a patient to be in the sum, decimal string; "1" is everybody.
+        steps: Sums per execution, each with fresh coins and fresh noise.
+        scope: Whose noise counts.
     """
 
     data: Literal["training", "held-out"]
@@ -64,6 +68,8 @@ class GaussianMechanism:
     honest: int
     sites_in_sum: int
     sampling_probability: str = "1"
+    steps: int = 1
+    scope: Literal["distributed", "local"] = "distributed"
 
     def __post_init__(self) -> None:
         if Fraction(self.noise_multiplier) <= 0 or Fraction(self.clip_norm) <= 0:
@@ -150,13 +156,14 @@ class GaussianMechanism:
             contribution_bound=self.contribution_bound,
             id_column=self.id_column,
             max_sites_per_patient=self.max_sites_per_patient,
-            runs=((self.sampling_probability, self.noise_multiplier, 1),),
+            runs=((self.sampling_probability, self.noise_multiplier, self.steps),),
             clip_norm=self.clip_norm,
             scale_bits=self.scale_bits,
             sensitivity=self.sensitivity,
             local_sigma=format_decimal(self.local_sigma),
             divisor=self.divisor,
             dimension=self.dimension,
+            noise_scope=self.scope,
             sites_in_sum=self.sites_in_sum,
             honest_assumed=self.honest,
             effective_sigma=format_decimal(floor_sqrt(self.honest * self.local_sigma**2, SIGMA_DIGITS)),
@@ -166,21 +173,27 @@ class GaussianMechanism:
 
 
 def training_mechanism(plan: StudyPlan) -> GaussianMechanism:
-    """Derives the mechanism of one training round.
+    """Derives the mechanism of one training round; in ``local`` mode of all its steps at a site.
 
     Raises:
         PlanError: `mechanism-numbers`, `noise-too-fine`.
     """
     spec = plan.mechanism
+    bound = f"sum of one patient's mean gradient over rows, clipped to L2 norm {spec.clip_norm}"
+    shared = _shared(plan)
+    if spec.local is not None:
+        # Sites change their models between two steps, so noise of other sites does not add up with this one's.
+        shared |= {"honest": 1, "sites_in_sum": 1, "steps": spec.local.steps, "scope": "local"}
+        bound = f"in each step, {bound}"
     return GaussianMechanism(
         data="training",
-        contribution_bound=f"sum of one patient's mean gradient over rows, clipped to L2 norm {spec.clip_norm}",
+        contribution_bound=bound,
         clip_norm=spec.clip_norm,
         noise_multiplier=spec.noise_multiplier,
         divisor=plan.optimizer.divisor,
         dimension=update_length(plan),
         sampling_probability=spec.sampling_probability,
-        **_shared(plan),
+        **shared,
     )
 
 

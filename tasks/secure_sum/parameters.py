@@ -135,8 +135,10 @@ def derive_sum_bound(plan: Agreement) -> int:
 
     One patient moves a training coefficient, or a histogram count on the same lattice, by at most 2**scale_bits (the
     clip norm, rounding included). Each of the n_c shares of noise has variance (noise_multiplier * unit)**2 / h.
+    A local update is bounded after its noise, by 2**scale_bits times the site's public weight: it has no tail.
     """
-    patients = COHORT_MARGIN * sum(site.declared_patients for site in plan.contributors)
+    declared = sum(site.declared_patients for site in plan.contributors)
+    patients = COHORT_MARGIN * declared
     if isinstance(plan, StatisticsPlan):
         unit = 1 << plan.query.scale_bits
         if plan.query.noise == "gaussian":
@@ -144,7 +146,10 @@ def derive_sum_bound(plan: Agreement) -> int:
         return patients * unit + _laplace_tail(plan, unit)
     assert isinstance(plan, StudyPlan)
     unit = 1 << plan.mechanism.scale_bits
-    train = patients * unit + _noise_tail(plan, plan.mechanism.noise_multiplier, unit)
+    if plan.mechanism.local is None:
+        train = patients * unit + _noise_tail(plan, plan.mechanism.noise_multiplier, unit)
+    else:
+        train = declared * unit
     evaluate = patients * unit + _noise_tail(plan, plan.evaluation.noise_multiplier, unit)
     return max(train, evaluate)
 

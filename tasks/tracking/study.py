@@ -101,7 +101,7 @@ def describe_plan(plan: StudyPlan) -> str:
         f"{numbers.colluding_contributors} contributors collude with the coordinator",
         f"- A patient is assumed in at most {budget.max_sites_per_patient} site(s)",
         f"- Mechanism: gradients clipped to {mechanism.clip_norm} per patient, noise multiplier "
-        f"{mechanism.noise_multiplier} carried by {numbers.honest_noise_shares} honest shares, "
+        f"{mechanism.noise_multiplier} {_carriers(plan)}, "
         f"{mechanism.rounds} rounds, sampling probability {mechanism.sampling_probability}",
         f"- Opening a sum needs {numbers.t} of {len(plan.key_holders)} key holders, a certificate of "
         f"{numbers.certificate_quorum} and at least {numbers.k_min} contributions",
@@ -111,6 +111,13 @@ def describe_plan(plan: StudyPlan) -> str:
         "This page is a view. The evidence is the signed ledgers: run `consilium audit verify` on the exported folder.",
     ]
     return "\n".join(lines)
+
+
+def _carriers(plan: StudyPlan) -> str:
+    local = plan.mechanism.local
+    if local is None:
+        return f"carried by {plan.threshold.honest_noise_shares} honest shares"
+    return f"of each site's own in each of {local.steps} local steps a round"
 
 
 def _open_experiment(client: Any, target: TrackingTarget, plan: StudyPlan) -> str:

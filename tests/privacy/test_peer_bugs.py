@@ -192,7 +192,7 @@ def test_empty_batch_skipped(prepared_table: tuple[StudyPlan, Path]) -> None:
     assert column is not None
     position = table.column_names.index(column.name)
     pq.write_table(table.set_column(position, column.name, pa.array([True] * table.num_rows)), path)
-    sent = compute_contribution(plan, "train", initial_state(plan).weights, path, os_noise_stream())
+    sent = compute_contribution(plan, plan.sites[0].name, "train", initial_state(plan).weights, path, os_noise_stream())
     scaled = sent / float(training_mechanism(plan).local_sigma)
     assert np.count_nonzero(sent) == sent.size
     assert abs(float(np.sqrt((scaled**2).mean())) - 1) < 6 / math.sqrt(2 * sent.size)
@@ -215,7 +215,11 @@ def test_outsider_set_seed(
         torch.manual_seed(7)
         np.random.seed(7)
         random.seed(7)
-        sent.append(compute_contribution(plan, "train", initial_state(plan).weights, path, os_noise_stream()))
+        sent.append(
+            compute_contribution(
+                plan, plan.sites[0].name, "train", initial_state(plan).weights, path, os_noise_stream()
+            )
+        )
     assert (sent[0] != sent[1]).all()
     nouns = [StudyPlan, Instruction, RunOptions, SiteSettings, CoordinatorSettings]
     names = {name for noun in nouns for name in field_names(noun)}
