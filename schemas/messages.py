@@ -6,11 +6,11 @@ All of them travel as `schemas.envelope` envelopes whose subject is the study id
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from schemas.canonical import Decimal, Digest, HexKey, Name, Strict
+from schemas.canonical import Decimal, Digest, Extended, HexKey, Name, Strict
 from schemas.contract import ContractVerdict
 from schemas.envelope import Predicate
 
@@ -331,7 +331,13 @@ class ModelRelease(Predicate):
     reason: str = Field(max_length=200)
 
 
-class EvidenceManifest(Predicate):
-    """Every file of an evidence folder: (path, SHA-256), sorted by path. Signed by the coordinator."""
+class EvidenceManifest(Predicate, Extended):
+    """Every file of an evidence folder: (path, SHA-256), sorted by path. Signed by the coordinator.
+
+    `omitted` lists likewise the ciphertexts that were left out of an export without bulk; all of them or none.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("omitted",)
 
     files: tuple[tuple[str, Digest], ...]
+    omitted: tuple[tuple[str, Digest], ...] = ()

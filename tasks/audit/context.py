@@ -31,6 +31,7 @@ from schemas.messages import (
     Closing,
     Contribution,
     DecryptionShare,
+    EvidenceManifest,
     Instruction,
     ModelRelease,
     Opening,
@@ -43,7 +44,7 @@ from schemas.messages import (
 from schemas.plan import StudyPlan
 from tasks.audit.evidence import EvidenceFolder
 from tasks.audit.keys import PublicKeys
-from tasks.audit.names import Item, parse_name
+from tasks.audit.names import BULK_KINDS, MANIFEST, Item, parse_name
 from tasks.audit.registry import AuditFailure
 from tasks.ledger.merkle import MerkleTree
 from tasks.ledger.verify import LogReport, verify_log
@@ -83,6 +84,11 @@ class Log:
     checkpoint: Signed[Checkpoint] | None
 
     @property
+    def checkpoints(self) -> tuple[Signed[Checkpoint], ...]:
+        """Every checkpoint of the log, the closing one first."""
+        return (self.checkpoint,) if self.checkpoint is not None else ()
+
+    @property
     def entries(self) -> tuple[tuple[str, str, LedgerEntry], ...]:
         """(place, study, entry) of every entry in order."""
         return tuple((place, *pair) for place, pair in zip(self.places, self.report.entries, strict=True))
@@ -96,14 +102,20 @@ class AuditContext:
     """One evidence folder under audit."""
 
     def __init__(self, evidence: EvidenceFolder, keys: PublicKeys | None) -> None:
-        self.evidence = evidence
         self.keys = keys
-        named = ((path, parse_name(path)) for path in evidence.paths)
-        self.items: tuple[Item, ...] = tuple(item for _, item in named if item is not None)
+        self._memory: dict[Any, Any] = {}
+        self._list(evidence)
+
+    def look_again(self) -> None:
+        """Lists the folder anew: files were added to it, and none was changed."""
+        self._list(EvidenceFolder(self.evidence.root))
+
+    def _list(self, evidence: EvidenceFolder) -> None:
+        self.evidence = evidence
+        self.items: tuple[Item, ...] = tuple(item for item in map(parse_name, evidence.paths) if item is not None)
         self._by_kind: dict[str, list[Item]] = {}
         for item in self.items:
             self._by_kind.setdefault(item.kind, []).append(item)
-        self._memory: dict[Any, Any] = {}
 
     def remember(self, key: Any, compute: Callable[[], T], place: str) -> T:
         """Returns `compute()`, computed once; a refusal is remembered too and raised as `AuditFailure`."""
@@ -118,6 +130,36 @@ class AuditContext:
         if isinstance(value, AuditFailure):
             raise AuditFailure(value.place, value.reason)
         return cast(T, value)
+
+    @property
+    def omitted(self) -> dict[str, str]:
+        """Path -> SHA-256 of every ciphertext that the signed manifest says was left out; empty for a whole export.
+
+        Only kinds that an export without bulk leaves out count; check C02 refuses any other.
+        """
+
+        def read() -> dict[str, str]:
+            manifest = self.from_coordinator(MANIFEST, EvidenceManifest).predicate
+            named = ((path, digest, parse_name(path)) for path, digest in manifest.omitted)
+            return {path: digest for path, digest, item in named if item is not None and item.kind in BULK_KINDS}
+
+        try:
+            return self.remember("omitted", read, MANIFEST)
+        except AuditFailure:
+            return {}
+
+    @property
+    def omitted_items(self) -> tuple[Item, ...]:
+        """What the names of the ciphertexts say that were left out."""
+        return tuple(item for item in map(parse_name, sorted(self.omitted)) if item is not None)
+
+    def digest(self, path: str) -> str:
+        """Returns the SHA-256 of a file; of one that was left out, what the signed manifest says."""
+        return self.omitted[path] if path in self.omitted else self.evidence.digest(path)
+
+    def exists(self, path: str) -> bool:
+        """Tells whether a file is there or was left out by the signed manifest."""
+        return path in self.omitted or self.evidence.exists(path)
 
     def select(self, kind: str, **numbers: int) -> list[Item]:
         """Returns the items of a kind (and epoch, round, attempt, number), in path order."""

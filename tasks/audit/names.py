@@ -33,6 +33,11 @@ from schemas.messages import (
 )
 
 MANIFEST = "manifest.json"
+# Derived by the export from the other files, and derived again by the checks that compare them.
+CRATE = "ro-crate-metadata.json"
+_PROOFS = re.compile(r"^logs/(?P<owner>[a-z][a-z0-9-]{0,30})/consistency\.json$")
+# What an export without bulk leaves out: ciphertexts, and shares of their keys.
+BULK_KINDS = frozenset({"bulk", "bulk-sum", "key", "key-sum", "shamir", "sealed", "share-blob"})
 
 Form = type[Predicate] | Literal["plan", "entries", "blob"]
 
@@ -115,6 +120,17 @@ class Item:
     attempt: int = 0
     number: int = 0
     peer: str = ""
+
+
+def proofs_name(owner: str) -> str:
+    """Returns the path of the consistency proofs of a participant's log."""
+    return f"logs/{owner}/consistency.json"
+
+
+def proofs_owner(path: str) -> str | None:
+    """Returns whose consistency proofs lie at `path`, or None if it is another file."""
+    found = _PROOFS.match(path)
+    return found["owner"] if found else None
 
 
 def parse_name(path: str) -> Item | None:

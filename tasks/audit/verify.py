@@ -10,6 +10,7 @@ from tasks.audit.checks import (
     agreement,
     blobs,
     ceremony,
+    container,
     entries,
     files,
     logs,
@@ -38,6 +39,7 @@ CHECKS: tuple[Check, ...] = (
     *model.CHECKS,
     *privacy.CHECKS,
     *release.CHECKS,
+    *container.CHECKS,
 )
 
 

@@ -23,7 +23,7 @@ from schemas.plan import (
     StudyPlan,
 )
 from schemas.threshold import default_threshold
-from tasks.audit.export import export_evidence
+from tasks.audit.export import export_evidence, write_derived
 from tasks.audit.keys import PublicKeys, public_keys_document
 from tasks.audit.names import MANIFEST
 from tasks.audit.report import AuditReport
@@ -66,7 +66,10 @@ class AgreedStudy:
         return verify_evidence(folder, self.keys)
 
 
-def reseal(folder: Path, study: str, coordinator: Identity) -> None:
+def reseal(folder: Path, study: str, coordinator: Identity, derive: bool = True) -> None:
+    """Signs a new manifest; `derive` also writes anew what an export derives, which anybody can."""
+    if derive:
+        write_derived(folder)
     paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     files = tuple((path, sha256_hex((folder / path).read_bytes())) for path in paths if path != MANIFEST)
     (folder / MANIFEST).write_bytes(sign_envelope(EvidenceManifest(files=files), study, coordinator.signing))

@@ -17,6 +17,7 @@ COMMANDS = [
     ["coordinator", "deploy"],
     ["coordinator", "proxy"],
     ["coordinator", "serve"],
+    ["audit", "export"],
     ["audit", "verify"],
     ["plan", "check"],
     ["study", "run"],

@@ -18,17 +18,18 @@ def check_blobs(context: AuditContext, findings: Findings) -> str:
         with findings.at(item.path):
             if not context.is_exempt(item):
                 named.update(_names(context, item))
-    for item in context.items:
+    for item in (*context.items, *context.omitted_items):
         if item.form != "blob" or item.kind == "bulk" or context.is_exempt(item):
             continue
         if item.path in named:
-            same = context.evidence.digest(item.path) == named[item.path]
+            same = context.digest(item.path) == named[item.path]
             findings.expect(same, item.path, "is not what the signed message names")
         else:
             # What a crash leaves behind: uploaded or added, and nothing signed after it.
             unfinished = not context.evidence.exists(_naming_path(context, item))
             findings.expect(unfinished, item.path, "no signed message names it")
-    return f"{len(named)} binary objects"
+    left_out = f", {len(context.omitted)} of them left out (digests as listed)" if context.omitted else ""
+    return f"{len(named)} binary objects{left_out}"
 
 
 def _names(context: AuditContext, item: Item) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from schemas.ledger import LedgerEntry
 from schemas.messages import EvidenceManifest
 from schemas.plan import StudyPlan
 from tasks.audit.context import AuditContext
-from tasks.audit.names import MANIFEST, Item, parse_name
+from tasks.audit.names import BULK_KINDS, CRATE, MANIFEST, Item, parse_name, proofs_owner
 from tasks.audit.registry import AuditFailure, Check, Findings
 
 
@@ -56,7 +56,25 @@ def check_manifest(context: AuditContext, findings: Findings) -> str:
             findings.add(path, "does not have the digest that the manifest lists")
     for path in sorted(set(listed) - set(evidence.paths)):
         findings.add(path, "is in the manifest but missing")
-    return f"{len(listed)} files"
+    omitted = _check_omitted(context, findings, manifest)
+    return f"{len(listed)} files" + (f", {omitted} ciphertexts left out and listed" if omitted else "")
+
+
+def _check_omitted(context: AuditContext, findings: Findings, manifest: EvidenceManifest) -> int:
+    """Checks that what was left out is ciphertexts only, and all of them."""
+    if not manifest.omitted:
+        return 0
+    paths = [path for path, _ in manifest.omitted]
+    findings.expect(paths == sorted(set(paths)), MANIFEST, "the paths left out are not distinct and in order")
+    for path in paths:
+        item = parse_name(path)
+        leavable = item is not None and item.kind in BULK_KINDS and item.study == context.study
+        findings.expect(leavable, path, "was left out, and is not a ciphertext that may be")
+        findings.expect(not context.evidence.exists(path), path, "is said to be left out, and is there")
+    # Leaving out some of them would hide which.
+    for item in context.items:
+        findings.expect(item.kind not in BULK_KINDS, item.path, "is there though the ciphertexts were left out")
+    return len(paths)
 
 
 def check_names(context: AuditContext, findings: Findings) -> str:
@@ -68,7 +86,8 @@ def check_names(context: AuditContext, findings: Findings) -> str:
             continue
         item = parse_name(path)
         if item is None:
-            findings.add(path, "is not a name that the protocol uses")
+            derived = path == CRATE or proofs_owner(path) in context.participants
+            findings.expect(derived, path, "is not a name that the protocol uses")
             continue
         findings.expect(item.study == plan.study, path, "belongs to another study")
         findings.expect(item.site is None or item.site in sites, path, "belongs to a site that is not in the plan")

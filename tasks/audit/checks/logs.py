@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from schemas.canonical import Digest
-from schemas.messages import LogPosition, Witness
+from schemas.messages import Witness
 from tasks.audit.context import AuditContext, Log
+from tasks.audit.proofs import signed_positions
 from tasks.audit.registry import AuditFailure, Check, Findings, NotApplicable
 from tasks.ledger.verify import verify_position
 
@@ -76,27 +75,11 @@ def _expect_witnesses(context: AuditContext, findings: Findings) -> None:
 def check_witnessing(context: AuditContext, findings: Findings) -> str:
     """Compares every log position that others signed with the published logs."""
     count = 0
-    for owner, place, position in _positions(context, findings):
+    for owner, place, position in signed_positions(context, findings):
         with findings.at(place):
             verify_position(context.tree(owner), owner, position)
             count += 1
     return f"{count} positions"
-
-
-def _positions(context: AuditContext, findings: Findings) -> Iterator[tuple[str, str, LogPosition]]:
-    """Yields (log owner, place, position) of every position that a participant signed."""
-    coordinator = context.plan.coordinator.name
-    for item in context.items:
-        with findings.at(item.path):
-            if context.is_exempt(item):
-                continue
-            if item.kind == "instruction":
-                yield coordinator, item.path, context.instruction(item.round, item.attempt).predicate.log
-            elif item.kind == "contribution" and item.site is not None:
-                found = context.contribution(item.round, item.attempt, item.site)
-                yield item.site, item.path, found.predicate.ledger
-            elif item.kind == "refusal" and item.site is not None:
-                yield item.site, item.path, context.refusal(item.round, item.attempt, item.site).predicate.ledger
 
 
 def _expect_closed(log: Log, findings: Findings) -> None:

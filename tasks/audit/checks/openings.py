@@ -11,9 +11,13 @@ from tasks.audit.registry import AuditFailure, Check, Findings, NotApplicable
 from tasks.secure_sum.bulk import add_bulk, verify_bulk
 from tasks.secure_sum.opening import open_sum
 
+WITHOUT_BULK = "the ciphertexts were left out of this export: ask the coordinator for the whole one"
+
 
 def check_bulk(context: AuditContext, findings: Findings) -> str | NotApplicable:
     """Verifies every bulk object against its Merkle root, adds the recorded ones again and compares with the sum."""
+    if context.omitted:
+        return NotApplicable(WITHOUT_BULK)
     items = context.select("bulk")
     if not items:
         return NotApplicable("no bulk ciphertext was sent")
@@ -37,6 +41,8 @@ def check_openings(context: AuditContext, findings: Findings) -> str | NotApplic
     for round_ in context.opened_rounds:
         with findings.at(f"round {round_}"):
             _check_opening(context, findings, round_)
+    if context.omitted:
+        return NotApplicable(f"{WITHOUT_BULK}; who answered which request was checked")
     return f"{len(context.opened_rounds)} openings, bit for bit"
 
 
@@ -83,10 +89,14 @@ def _check_opening(context: AuditContext, findings: Findings, round_: int) -> No
     for holder, digest in given.shares:
         share = context.share(round_, holder, request.predicate.number)
         findings.expect(share.digest == digest, place, f"names another share of {holder}")
+        if context.omitted:
+            continue
         path = round_key(context.study, round_, holder, f"share-{request.predicate.number}.bin")
         shares[holder] = context.evidence.read(path)
         same = sha256_hex(shares[holder]) == share.predicate.share
         findings.expect(same, path, "is not the share that its holder signed")
+    if context.omitted:
+        return
     key_sum = context.evidence.read(round_key(context.study, round_, None, "key-sum.bin"))
     bulk_sum = context.evidence.file(round_key(context.study, round_, None, "bulk-sum.bin"))
     opened = open_sum(

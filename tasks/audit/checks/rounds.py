@@ -7,7 +7,12 @@ from schemas.messages import Collected, Instruction, Record, SharesChecked
 from schemas.plan import histogram_length, update_length
 from tasks.audit.context import AuditContext, Signed
 from tasks.audit.registry import Check, Findings, NotApplicable
-from tasks.secure_sum.record import verify_certificate, verify_record_public
+from tasks.secure_sum.record import (
+    open_contributions,
+    verify_certificate,
+    verify_record_form,
+    verify_record_public,
+)
 
 MAXIMUM_REQUESTS = 16
 
@@ -126,7 +131,10 @@ def check_records(context: AuditContext, findings: Findings) -> str | NotApplica
     for round_ in context.recorded_rounds:
         with findings.at(f"round {round_}"):
             total += _check_record(context, findings, round_)
-    return f"{len(context.recorded_rounds)} records, {total} contributions"
+    counted = f"{len(context.recorded_rounds)} records, {total} contributions"
+    if context.omitted:
+        return NotApplicable(f"{counted}; their key ciphertexts were left out of this export and not added again")
+    return counted
 
 
 def _check_record(context: AuditContext, findings: Findings, round_: int) -> int:
@@ -146,12 +154,14 @@ def _check_record(context: AuditContext, findings: Findings, round_: int) -> int
     enough = len(senders) >= context.plan.threshold.k_min
     findings.expect(enough, place, f"sums fewer than k_min = {context.plan.threshold.k_min} contributions")
     contributions = context.recorded(round_)
-    blobs = {
-        site: context.evidence.read(attempt_key(context.study, round_, given.attempt, site, "key.bin"))
-        for site in contributions
-    }
     envelopes = {site: found.data for site, found in contributions.items()}
-    verify_record_public(context.round_context(round_), given, envelopes, blobs)
+    paths = {site: attempt_key(context.study, round_, given.attempt, site, "key.bin") for site in contributions}
+    if context.omitted:
+        verify_record_form(context.round_context(round_), given)
+        open_contributions(context.round_context(round_), given, envelopes)
+    else:
+        blobs = {site: context.evidence.read(path) for site, path in paths.items()}
+        verify_record_public(context.round_context(round_), given, envelopes, blobs)
     _check_collected(context, findings, record)
     return len(senders)
 
@@ -249,7 +259,7 @@ def check_shares(context: AuditContext, findings: Findings) -> str | NotApplicab
             findings.expect(said == expected, item.path, "answers another request or in another name")
             findings.expect(holder in request.predicate.active_set, item.path, "comes from outside the active set")
             blob = round_key(context.study, item.round, holder, f"share-{item.number}.bin")
-            findings.expect(context.evidence.exists(blob), blob, "is missing")
+            findings.expect(context.exists(blob), blob, "is missing")
     return f"{len(shares)} shares, each the only one of its holder for a record and active set"
 
 
