@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 import schemas.ledger
 import schemas.messages
-from schemas.canonical import sha256_hex
+from schemas.canonical import Extended, sha256_hex
 from schemas.envelope import Predicate, open_envelope, public_hex, sign_envelope
 
 VECTORS = Path(__file__).with_name("vectors.json")
@@ -35,8 +35,15 @@ BODIES = {body.__name__: body for body in typing.get_args(typing.get_args(schema
 
 
 def example(model: type[BaseModel], **fixed: Any) -> Any:
-    """Builds a deterministic instance of a model from its field types."""
-    return model(**{name: _value(field.annotation, field, name) for name, field in model.model_fields.items()} | fixed)
+    """Builds a deterministic instance of a model from its field types; later fields of a statement keep their default."""
+    later = model.LATER if issubclass(model, Extended) and issubclass(model, Predicate) else ()
+    fields = {name: field for name, field in model.model_fields.items() if name not in later}
+    return model(**{name: _value(field.annotation, field, name) for name, field in fields.items()} | fixed)
+
+
+def later_example(model: type[Predicate], name: str) -> Predicate:
+    field = model.model_fields[name]
+    return example(model, **{name: _value(field.annotation, field, name)})
 
 
 def _value(kind: Any, field: FieldInfo | None, name: str) -> Any:
@@ -75,7 +82,13 @@ def examples() -> dict[str, Predicate]:
     entries = {
         f"LedgerEntry/{name}": example(schemas.ledger.LedgerEntry, body=example(body)) for name, body in BODIES.items()
     }
-    return {**made, **entries}
+    later = {
+        f"{name}+{field}": later_example(model, field)
+        for name, model in PREDICATES.items()
+        if issubclass(model, Extended)
+        for field in model.LATER
+    }
+    return {**made, **entries, **later}
 
 
 def vectors() -> dict[str, str]:
