@@ -35,7 +35,7 @@ BODIES = {body.__name__: body for body in typing.get_args(typing.get_args(schema
 
 
 def example(model: type[BaseModel], **fixed: Any) -> Any:
-    """Builds a deterministic instance of a model from its field types; later fields of a statement keep their default."""
+    """Builds a deterministic instance from the field types; later fields of a statement keep their default."""
     later = model.LATER if issubclass(model, Extended) and issubclass(model, Predicate) else ()
     fields = {name: field for name, field in model.model_fields.items() if name not in later}
     return model(**{name: _value(field.annotation, field, name) for name, field in fields.items()} | fixed)
