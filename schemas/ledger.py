@@ -61,7 +61,36 @@ class GaussianEvent(Strict):
     sampler: Literal["discrete-gaussian"]
 
 
-PrivacyEvent = GaussianEvent
+class LaplaceEvent(Strict):
+    """One execution of a discrete Laplace mechanism on a bounded sum: purely epsilon-private, epsilon below.
+
+    Attributes:
+        data, contribution_bound, id_column, max_sites_per_patient, dimension, sites_in_sum: As in `GaussianEvent`.
+        clip_norm: L1 bound of one patient in real units.
+        sensitivity: The same in lattice units; epsilon = sensitivity / scale.
+        scale: Scale of the discrete Laplace noise that `honest_assumed` shares together are, in lattice units.
+    """
+
+    kind: Literal["laplace"] = "laplace"
+    data: Literal["training", "held-out"]
+    unit: Literal["patient"] = "patient"
+    neighboring_relation: Literal["add-or-remove-one"] = "add-or-remove-one"
+    contribution_bound: str
+    id_column: str
+    max_sites_per_patient: int = Field(ge=1, le=1_000_000)
+    clip_norm: Decimal
+    scale_bits: int = Field(ge=0, le=40)
+    sensitivity: int = Field(ge=1, le=2**40)
+    scale: Decimal
+    dimension: int = Field(ge=1, le=2**53)
+    noise_scope: Literal["distributed"] = "distributed"
+    sites_in_sum: int = Field(ge=1, le=1_000_000)
+    honest_assumed: int = Field(ge=1, le=1_000_000)
+    rng: Literal["os-seeded-aes-ctr"]
+    sampler: Literal["polya-difference"]
+
+
+PrivacyEvent = Annotated[GaussianEvent | LaplaceEvent, Field(discriminator="kind")]
 
 
 class FilterState(Strict):

@@ -13,6 +13,8 @@ of at most exp(h 2**-111) per coefficient. An event is therefore charged sensiti
 h * dimension * 2**-71, so that the filter itself bounds the sum K of these exponents by limit * 2**-40 <= 2**-30; the
 limit is computed for (epsilon - 2 K, delta exp(-K)) at K = 2**-30.
 
+A purely epsilon-private event (discrete Laplace) costs what `tasks.privacy.pure` derives from its epsilon alone.
+
 A sampled batch is a mixture over batches, so the same factor bounds its densities, and with it the Renyi divergence at
 an order a >= 2 grows by at most 3 h dimension 2**-111, which the surcharge of h dimension 2**-71 covers as well.
 """
@@ -29,9 +31,10 @@ from functools import lru_cache
 from statistics import NormalDist
 
 from schemas.errors import BudgetError
-from schemas.ledger import GaussianEvent, PrivacyEvent
+from schemas.ledger import GaussianEvent, LaplaceEvent, PrivacyEvent
 from schemas.messages import EpsilonReport
 from schemas.plan import StudyPlan
+from tasks.privacy.pure import LARGEST_EPSILON, gdp_cost_of_pure, renyi_cost_of_pure
 from tasks.privacy.renyi import epsilon_of_renyi, renyi_limit, sampled_gaussian_cost
 
 GRID_DIGITS = 15
@@ -56,7 +59,7 @@ def gdp_cost(event: PrivacyEvent) -> Fraction:
         BudgetError: `event-inconsistent`, `sampling-unsupported` (a sampled batch has no useful GDP cost).
     """
     verify_event(event)
-    if is_sampled(event):
+    if isinstance(event, GaussianEvent) and is_sampled(event):
         raise BudgetError(
             "sampling-unsupported",
             f"Expected sampling probability 1 in this data source's filter, got {event.runs[0][0]}.",
@@ -82,6 +85,8 @@ def renyi_cost(event: PrivacyEvent, order: int, shares: int | None = None, sites
     """
     verify_event(event)
     count = event.honest_assumed if shares is None else shares
+    if isinstance(event, LaplaceEvent):
+        return renyi_cost_of_pure(sites * pure_epsilon(event, count), order)
     times, sites = (sites, 1) if event.noise_scope == "local" else (1, sites)
     inverse, total = sites * sites * _inverse_variance(event, count), Fraction(0)
     for probability, _, steps in event.runs:
@@ -94,7 +99,7 @@ def renyi_cost(event: PrivacyEvent, order: int, shares: int | None = None, sites
 
 def is_sampled(event: PrivacyEvent) -> bool:
     """Tells whether a patient was in the batch by chance."""
-    return any(exact(probability) != 1 for probability, _, _ in event.runs)
+    return isinstance(event, GaussianEvent) and any(exact(probability) != 1 for probability, _, _ in event.runs)
 
 
 @lru_cache(maxsize=256)
@@ -241,14 +246,47 @@ def round_epsilon(epsilon: Fraction) -> str:
     return format_decimal(Fraction(math.ceil(epsilon * 10**4), 10**4))
 
 
+def pure_epsilon(event: LaplaceEvent, shares: int | None = None) -> Fraction:
+    """Derives the pure epsilon of a discrete Laplace event, exactly.
+
+    Args:
+        shares: Noise shares that count. More than the honest ones only add noise, which cannot lower privacy.
+
+    Raises:
+        BudgetError: `reading-unsupported` for fewer: a part of Laplace noise has no useful pure epsilon.
+    """
+    if shares is not None and shares < event.honest_assumed:
+        raise BudgetError(
+            "reading-unsupported", "Fewer shares than the honest ones are no Laplace noise.", "Ask for another reading."
+        )
+    return event.sensitivity / exact(event.scale)
+
+
 def verify_event(event: PrivacyEvent) -> None:
     """Refuses an event whose figures contradict each other.
 
     Raises:
         BudgetError: `event-inconsistent`.
     """
+    rules = _laplace_rules(event) if isinstance(event, LaplaceEvent) else _gaussian_rules(event)
+    broken = "; ".join(text for holds, text in rules if not holds)
+    if broken:
+        raise BudgetError("event-inconsistent", f"Expected of a privacy event: {broken}.", "Correct the mechanism.")
+
+
+def _laplace_rules(event: LaplaceEvent) -> tuple[tuple[bool, str], ...]:
+    scale = exact(event.scale)
+    return (
+        (event.sensitivity == 2**event.scale_bits, "sensitivity is 2**scale_bits"),
+        (1 <= event.honest_assumed <= event.sites_in_sum, "1 <= honest_assumed <= sites_in_sum"),
+        (scale * LARGEST_EPSILON >= event.sensitivity, f"sensitivity <= {LARGEST_EPSILON} * scale"),
+        (exact(event.clip_norm) > 0, "clip_norm is positive"),
+    )
+
+
+def _gaussian_rules(event: GaussianEvent) -> tuple[tuple[bool, str], ...]:
     share, honest = exact(event.local_sigma), event.honest_assumed
-    rules = (
+    return (
         (all(0 < exact(q) <= 1 for q, _, _ in event.runs), "0 < sampling probability <= 1"),
         (event.sensitivity == 2**event.scale_bits, "sensitivity is 2**scale_bits"),
         (1 <= honest <= event.sites_in_sum, "1 <= honest_assumed <= sites_in_sum"),
@@ -264,9 +302,6 @@ def verify_event(event: PrivacyEvent) -> None:
         (event.dimension >= 1 and event.max_sites_per_patient >= 1, "dimension and max_sites_per_patient are positive"),
         (exact(event.clip_norm) > 0 and exact(event.divisor) > 0, "clip_norm and divisor are positive"),
     )
-    broken = "; ".join(text for holds, text in rules if not holds)
-    if broken:
-        raise BudgetError("event-inconsistent", f"Expected of a privacy event: {broken}.", "Correct the mechanism.")
 
 
 def exact(text: str) -> Fraction:
@@ -334,11 +369,13 @@ def _epsilon_of_events(
     return format_decimal(worst)
 
 
-def _gdp_factor(event: GaussianEvent, sites: int) -> int:
+def _gdp_factor(event: PrivacyEvent, sites: int) -> int:
     return sites if event.noise_scope == "local" else sites * sites
 
 
-def _cost_of_shares(event: GaussianEvent, shares: int) -> Fraction:
+def _cost_of_shares(event: PrivacyEvent, shares: int) -> Fraction:
+    if isinstance(event, LaplaceEvent):
+        return gdp_cost_of_pure(pure_epsilon(event, shares))
     each = _inverse_variance(event, shares) + shares * event.dimension * DISCRETISATION_CHARGE
     return _ceil_to_grid(each * sum(steps for _, _, steps in event.runs))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from schemas.errors import EvidenceError, OperationError
-from schemas.ledger import GaussianEvent, PrivacyEvent
+from schemas.ledger import GaussianEvent, LaplaceEvent, PrivacyEvent
 from tasks.privacy.accounting import REPORT_ORDERS, epsilon_of_events, exact, is_sampled
 
 ORDERS = tuple([1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [2.0**k for k in range(6, 13)])
@@ -44,7 +44,7 @@ class RecomputationCheck:
 
 def recompute_with_dp_accounting(events: Sequence[PrivacyEvent], delta: str) -> Recomputation:
     """Recomputes epsilon at `delta` by dp-accounting; the larger of training and held-out events, each composed."""
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+    from dp_accounting import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
     from dp_accounting.pld import PLDAccountant
     from dp_accounting.rdp import RdpAccountant
 
@@ -56,17 +56,27 @@ def recompute_with_dp_accounting(events: Sequence[PrivacyEvent], delta: str) -> 
             event = SelfComposedDpEvent(one if probability == 1 else PoissonSampledDpEvent(probability, one), steps)
             by_pld.compose(event)
             by_rdp.compose(event)
+        for laplace in _laplace_events(part):
+            one = LaplaceDpEvent(float(exact(laplace.scale) / laplace.sensitivity))
+            by_pld.compose(one)
+            by_rdp.compose(one)
         pld = max(pld, float(by_pld.get_epsilon(float(delta))))
         rdp = max(rdp, float(by_rdp.get_epsilon(float(delta))))
     return Recomputation(pld, rdp)
 
 
 def recompute_with_opacus(events: Sequence[PrivacyEvent], delta: str) -> float:
-    """Recomputes epsilon at `delta` by Opacus' RDP accountant (imports torch)."""
+    """Recomputes epsilon at `delta` by Opacus' RDP accountant (imports torch), which knows no Laplace noise.
+
+    Raises:
+        ValueError: an event is not Gaussian.
+    """
     from opacus.accountants import RDPAccountant
 
     worst = 0.0
     for part in _parts(events):
+        if _laplace_events(part):
+            raise ValueError("Opacus has no accountant for Laplace noise")
         accountant = RDPAccountant()
         accountant.history = _count_runs(part)
         epsilon, _ = accountant.get_privacy_spent(delta=float(delta), alphas=_orders(part))
@@ -75,12 +85,12 @@ def recompute_with_opacus(events: Sequence[PrivacyEvent], delta: str) -> float:
 
 
 def run_opacus_in_subprocess(events: Sequence[PrivacyEvent], delta: str) -> float | None:
-    """Runs `recompute_with_opacus` in a child process; None if Opacus is not installed.
+    """Runs `recompute_with_opacus` in a child process; None if it is not installed or an event is not Gaussian.
 
     Raises:
         OperationError: `recomputation-failed` if the child fails.
     """
-    if find_spec("opacus") is None:
+    if find_spec("opacus") is None or _laplace_events(events):
         return None
     request = json.dumps({"delta": delta, "events": [event.model_dump(mode="json") for event in events]})
     command = [sys.executable, "-m", "tasks.privacy.recompute"]
@@ -100,7 +110,8 @@ def check_recomputations(
 ) -> tuple[RecomputationCheck, ...]:
     """Compares our epsilon with the independent ones: PLD agrees, PLD <= RDP, the two RDPs agree within 2 %.
 
-    Of sampled batches our epsilon is a Renyi one: it must agree with dp-accounting's, and PLD must be below it.
+    Of sampled batches our epsilon is a Renyi one: it must agree with dp-accounting's, and PLD must be below it. A
+    purely epsilon-private event is charged for the worst such mechanism: with one, PLD must be below ours.
 
     Raises:
         EvidenceError: `no-events`; an empty list would pass everything.
@@ -121,28 +132,37 @@ def check_recomputations(
     )
 
 
-def _check_part(part: Sequence[GaussianEvent], delta: str) -> RecomputationCheck:
+def _check_part(part: Sequence[PrivacyEvent], delta: str) -> RecomputationCheck:
     ours, theirs = float(epsilon_of_events(part, delta)), recompute_with_dp_accounting(part, delta)
+    if _laplace_events(part):
+        below = theirs.pld <= ours + _allowed(PLD_TOLERANCE, ours)
+        return RecomputationCheck("pld-below", below, f"{ours:.4f} and {theirs.pld:.4f}")
     if any(is_sampled(event) for event in part):
         agrees = _close(ours, theirs.rdp, RDP_TOLERANCE) and theirs.pld <= ours + _allowed(PLD_TOLERANCE, ours)
         return RecomputationCheck("renyi-agrees", agrees, f"{ours:.4f} and {theirs.rdp:.4f}")
     return RecomputationCheck("pld-agrees", _close(ours, theirs.pld, PLD_TOLERANCE), f"{ours:.4f} and {theirs.pld:.4f}")
 
 
-def _orders(part: Sequence[GaussianEvent]) -> list[float]:
+def _orders(part: Sequence[PrivacyEvent]) -> list[float]:
     """Returns the orders to search: for sampled batches the integer ones, where the formula is a finite sum."""
     return [float(a) for a in REPORT_ORDERS] if any(is_sampled(event) for event in part) else list(ORDERS)
 
 
-def _parts(events: Sequence[PrivacyEvent]) -> list[list[GaussianEvent]]:
+def _parts(events: Sequence[PrivacyEvent]) -> list[list[PrivacyEvent]]:
     parts = [[event for event in events if event.data == name] for name in ("training", "held-out")]
     return [part for part in parts if part]
 
 
-def _count_runs(events: Sequence[GaussianEvent]) -> list[tuple[float, float, int]]:
-    """Returns (noise multiplier, sampling probability, steps), equal runs joined."""
+def _laplace_events(events: Sequence[PrivacyEvent]) -> list[LaplaceEvent]:
+    return [event for event in events if isinstance(event, LaplaceEvent)]
+
+
+def _count_runs(events: Sequence[PrivacyEvent]) -> list[tuple[float, float, int]]:
+    """Returns (noise multiplier, sampling probability, steps) of the Gaussian events, equal runs joined."""
     counts: dict[tuple[float, float], int] = {}
     for event in events:
+        if isinstance(event, LaplaceEvent):
+            continue
         multiplier = float(exact(event.effective_sigma) / event.sensitivity)
         for probability, _, steps in event.runs:
             run = (multiplier, float(exact(probability)))

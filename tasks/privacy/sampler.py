@@ -1,4 +1,4 @@
-"""Exact discrete Gaussian samples, vectorised, and exact coins.
+"""Exact discrete Gaussian samples, shares of discrete Laplace noise, vectorised, and exact coins.
 
 Karney's method (ACM TOMS 42:1, algorithm D): draw k >= 0 with probability proportional to exp(-k^2 / 2), a sign, and
 j uniform in [0, ceil(sigma)); let i = ceil(k sigma) + j and x = i / sigma - k; accept sign * i with probability
@@ -192,3 +192,85 @@ def _cumulative_bounds(m: int, bits: int) -> tuple[int, int]:
         weights = [(Decimal(-k * k) / 2).exp() for k in range(MAX_K + 1)]
         value = sum(weights[: m + 1]) / sum(weights)
     return _bounds(Fraction(value), Fraction(1000, 10 ** (digits - 1)), bits)
+
+
+def sample_laplace_share(stream: NoiseStream, scale: Fraction, shares: int, size: int) -> Int64:
+    """Samples one of `shares` equal shares of discrete Laplace noise, `size` times.
+
+    The sum of `shares` independent ones has P(i) proportional to exp(-|i| / scale): a discrete Laplace is the
+    difference of two geometric numbers, and a geometric number the sum of `shares` Polya (negative binomial) ones of
+    size 1/shares.
+
+    Args:
+        stream: Uniform bytes.
+        scale: Positive, at most 2**20; numerator and denominator at most 2**56.
+        shares: At least 1.
+        size: Number of samples.
+
+    Returns:
+        int64 array of shape (size,).
+
+    Raises:
+        ValueError: `scale` or `shares` out of range.
+    """
+    if not 0 < scale <= 2**20 or max(scale.numerator, scale.denominator) > 2**56 or shares < 1:
+        raise ValueError("scale or shares outside the range of the sampler")
+    return _sample_polya(stream, scale, shares, size) - _sample_polya(stream, scale, shares, size)
+
+
+def _sample_polya(stream: NoiseStream, scale: Fraction, shares: int, size: int) -> Int64:
+    """P(k) proportional to exp(-k / scale) * product over j = 1 .. k of (1 - (1 - 1/shares) / j): thinned geometric."""
+    expected = float(scale + 1) ** (1.0 - 1.0 / shares)
+    parts: list[Int64] = []
+    missing = size
+    while missing > 0:
+        count = min(BATCH, int(1.2 * missing * expected) + 16)
+        parts.append(_thin(stream, _sample_geometric(stream, scale, count), shares)[:missing])
+        missing -= len(parts[-1])
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _thin(stream: NoiseStream, k: Int64, shares: int) -> Int64:
+    """Keeps each k with the product's probability, coin by coin; every coin is rational, so exact."""
+    if shares == 1:
+        return k
+    kept = np.ones(k.size, np.bool_)
+    waiting = np.flatnonzero(k >= 1)
+    j = 1
+    while waiting.size:
+        passed = sample_bernoulli(stream, Fraction(shares * (j - 1) + 1, shares * j), waiting.size)
+        kept[waiting[~passed]] = False
+        j += 1
+        waiting = waiting[passed & (k[waiting] >= j)]
+    return k[kept]
+
+
+def _sample_geometric(stream: NoiseStream, scale: Fraction, count: int) -> Int64:
+    """P(k) proportional to exp(-k / scale) (Canonne, Kamath, Steinke, arXiv 2004.00010, algorithm 2); up to `count`.
+
+    With scale = t/s: u uniform below t, kept with probability exp(-u/t); v counts coins of exp(-1); (u + t v) // s.
+    """
+    t, s = scale.numerator, scale.denominator
+    raw = np.frombuffer(stream.random_bytes(16 * count), dtype="<u8").reshape(2, count)
+    u, usable = _uniform_below(raw[0] >> np.uint64(1), t)
+    u, bits = u[usable], raw[1][usable] >> np.uint64(11)
+    u = u[_below_exp(stream, bits, u, t)]
+    v = np.zeros(u.size, np.int64)
+    alive = np.arange(u.size)
+    while alive.size:
+        bits = np.frombuffer(stream.random_bytes(8 * alive.size), dtype="<u8") >> np.uint64(11)
+        alive = alive[_below_exp(stream, bits, np.ones(alive.size, np.int64), 1)]
+        v[alive] += 1
+    if v.size and int(v.max()) * t >= 2**62:
+        raise ValueError("scale outside the range of the sampler")
+    return (u + t * v) // s
+
+
+def _below_exp(stream: NoiseStream, bits53: NDArray[np.uint64], top: Int64, bottom: int) -> NDArray[np.bool_]:
+    """Decides U < exp(-top / bottom), top / bottom in [0, 1], U a uniform real whose first 53 bits are given."""
+    gap = np.exp(-(top.astype(np.float64) / bottom)) - bits53.astype(np.float64) * 2.0**-53
+    result: NDArray[np.bool_] = gap > 0.0
+    for index in np.flatnonzero(np.abs(gap) <= MARGIN):
+        gamma = Fraction(int(top[index]), bottom)
+        result[index] = _below(stream, int(bits53[index]), 53, partial(_exp_bounds, gamma))
+    return result

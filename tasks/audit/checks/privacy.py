@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from schemas.ledger import CohortRegistered, GaussianEvent, LedgerEntry, PrivacyReserved
+from schemas.ledger import CohortRegistered, LedgerEntry, PrivacyEvent, PrivacyReserved
 from schemas.messages import EpsilonReport
 from tasks.audit.context import AuditContext, Log
 from tasks.audit.registry import Check, Findings, NotApplicable
@@ -152,9 +152,9 @@ def check_opacus(context: AuditContext, findings: Findings) -> str | NotApplicab
     return f"the charges of {site}"
 
 
-def _charge_lists(context: AuditContext, findings: Findings) -> dict[str, tuple[GaussianEvent, ...]]:
+def _charge_lists(context: AuditContext, findings: Findings) -> dict[str, tuple[PrivacyEvent, ...]]:
     """Returns every different list of charges, by the first site that has it."""
-    lists: dict[tuple[GaussianEvent, ...], str] = {}
+    lists: dict[tuple[PrivacyEvent, ...], str] = {}
     for site in context.plan.contributors:
         with findings.at(f"ledger of {site.name}"):
             if context.has_log(site.name):
@@ -170,7 +170,7 @@ def _reservations(context: AuditContext, site: str) -> list[tuple[Place, LedgerE
     return [(place, entry, entry.body) for place, entry in entries if isinstance(entry.body, PrivacyReserved)]
 
 
-def _events(context: AuditContext, site: str, part: str) -> tuple[GaussianEvent, ...]:
+def _events(context: AuditContext, site: str, part: str) -> tuple[PrivacyEvent, ...]:
     return tuple(body.event for _, _, body in _reservations(context, site) if body.event.data == part)
 
 
