@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from schemas.canonical import Decimal, Extended, Strict
+from schemas.conditions import Condition, CrossRule, LabelRule, Split
+from schemas.contract_rules import verify_columns, verify_rules
 from schemas.errors import PlanError
 
-ColumnName = str
+Kind = Literal["number", "code", "boolean", "identifier", "time"]
+Role = Literal["patient_id", "label", "held_out", "feature", "time", "key", "outcome", "support"]
 
 
 class Column(Extended):
@@ -18,34 +20,64 @@ class Column(Extended):
 
     Attributes:
         name: Column name in the canonical table.
-        kind: ``number`` (float64), ``code`` (one of `codes`, as strings), ``boolean`` or ``identifier`` (string).
-        role: ``patient_id``, ``label`` (boolean outcome), ``held_out`` (boolean, public split) or ``feature``.
+        kind: ``number`` (float64), ``code`` (one of `codes`, as strings), ``boolean``, ``identifier`` (string) or
+            ``time`` (microseconds, the hospital's clock).
+        role: ``patient_id``, ``label`` (boolean outcome), ``held_out`` (boolean, public split) or ``feature``. The
+            model sees features alone: ``time`` orders a patient's rows, ``key`` tells rows apart, ``outcome`` is what
+            the label is derived from, and ``support`` serves cohort and cross-column rules.
         unit: Unit of a number, for people.
         minimum, maximum: Public clinical range of a number: values outside are refused, and features are scaled by
             it to [-1, 1].
         codes: Allowed codes of a code column, in encoding order.
         max_missing: Largest tolerated fraction of missing values, as a decimal string.
+        earliest, latest: ISO dates that bound a time; a time in the future is refused in any case.
     """
 
+    LATER: ClassVar[tuple[str, ...]] = ("earliest", "latest")
+
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
-    kind: Literal["number", "code", "boolean", "identifier"]
-    role: Literal["patient_id", "label", "held_out", "feature"] = "feature"
+    kind: Kind
+    role: Role = "feature"
     unit: str = ""
     minimum: Decimal | None = None
     maximum: Decimal | None = None
     codes: tuple[str, ...] = ()
     max_missing: Decimal = "0"
     description: str = ""
+    earliest: str = ""
+    latest: str = ""
 
 
 class DataContract(Extended):
-    """Columns and cohort rules that every participating site's table must satisfy."""
+    """Columns and cohort rules that every participating site's table must satisfy.
+
+    Attributes:
+        columns: The canonical table, in order.
+        rows_per_patient: Whether a patient may have several rows.
+        description: What the study is about, for people.
+        label_rule: How the label is derived from outcome columns; without it the table has the label.
+        split: How held-out patients are chosen; without it the table has the held_out column, or nobody is held out.
+        keys: Column groups by which no two rows may be equal.
+        cohort: Rows for which one of these does not hold are no part of the study.
+        rules: Cross-column rules.
+        outcomes: Further names of outcomes that no feature may have or be filled from.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("description", "label_rule", "split", "keys", "cohort", "rules", "outcomes")
 
     format: Literal["consilium/contract/1"] = "consilium/contract/1"
     name: str
     version: str
     columns: tuple[Column, ...] = Field(min_length=3)
     rows_per_patient: Literal["one", "many"] = "one"
+
+    description: str = ""
+    label_rule: LabelRule | None = None
+    split: Split | None = None
+    keys: tuple[tuple[str, ...], ...] = ()
+    cohort: tuple[Condition, ...] = ()
+    rules: tuple[CrossRule, ...] = ()
+    outcomes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> DataContract:
@@ -55,10 +87,11 @@ class DataContract(Extended):
         for role in ("patient_id", "label"):
             if sum(c.role == role for c in self.columns) != 1:
                 raise PlanError("contract-roles", f"Expected exactly one {role} column.", "Correct the contract.")
-        if sum(c.role == "held_out" for c in self.columns) > 1:
-            raise PlanError("contract-roles", "Expected at most one held_out column.", "Correct the contract.")
-        for column in self.columns:
-            _check_column(column)
+        for role in ("held_out", "time"):
+            if sum(c.role == role for c in self.columns) > 1:
+                raise PlanError("contract-roles", f"Expected at most one {role} column.", "Correct the contract.")
+        verify_columns(self)
+        verify_rules(self)
         return self
 
     def column_with_role(self, role: str) -> Column | None:
@@ -70,32 +103,12 @@ class DataContract(Extended):
         """The feature columns in contract order."""
         return tuple(c for c in self.columns if c.role == "feature")
 
-
-def _check_column(column: Column) -> None:
-    if column.role in ("label", "held_out") and column.kind != "boolean":
-        raise PlanError("contract-roles", f"Column {column.name} with role {column.role} must be boolean.")
-    if column.role == "patient_id" and column.kind != "identifier":
-        raise PlanError("contract-roles", f"Column {column.name} is the patient id and must be an identifier.")
-    if column.role == "feature" and column.kind == "identifier":
-        raise PlanError("contract-roles", f"Column {column.name} is an identifier and cannot be a feature.")
-    if not 0 <= float(column.max_missing) <= 1 or (column.role != "feature" and float(column.max_missing) != 0):
-        raise PlanError(
-            "contract-missing",
-            f"Column {column.name} needs a max_missing between 0 and 1, and 0 for patient id, label and held_out.",
-            "Correct the contract.",
-        )
-    if column.kind == "number" and not _is_range(column.minimum, column.maximum):
-        raise PlanError(
-            "contract-range", f"Column {column.name} needs minimum < maximum.", "Give the public clinical range."
-        )
-    if column.kind == "code" and (len(column.codes) < 2 or len(set(column.codes)) != len(column.codes)):
-        raise PlanError(
-            "contract-codes", f"Column {column.name} needs at least two distinct codes.", "List all allowed codes once."
-        )
-
-
-def _is_range(low: str | None, high: str | None) -> bool:
-    return low is not None and high is not None and -math.inf < float(low) < float(high) < math.inf
+    @property
+    def derived(self) -> tuple[Column, ...]:
+        """The columns that follow from others and need not be in any table: a ruled label, a ruled split."""
+        roles = {"label"} if self.label_rule else set()
+        roles |= {"held_out"} if self.split else set()
+        return tuple(c for c in self.columns if c.role in roles)
 
 
 class RuleVerdict(Strict):

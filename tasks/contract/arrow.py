@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from schemas.contract import Column, DataContract
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def arrow_schema(contract: DataContract) -> pa.Schema:
-    """Returns the Arrow schema: number float64, boolean bool, code and identifier string; null means missing."""
+    """Returns the Arrow schema: number float64, boolean bool, code and identifier string, time timestamp in
+    microseconds without zone; null means missing."""
     import pyarrow as pa
 
     return pa.schema([pa.field(c.name, _arrow_type(c)) for c in contract.columns])
@@ -31,11 +33,35 @@ def conform_table(contract: DataContract, table: pa.Table) -> pa.Table:
     return pa.table(columns) if columns else pa.table({})
 
 
+def collect_table(contract: DataContract, batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    """Joins canonical batches into one table.
+
+    A column that had another type in any batch becomes one of no type that any contract has, so that the type rule
+    fails; its values are not kept.
+    """
+    import pyarrow as pa
+
+    collected = list(batches)
+    schema = arrow_schema(contract)
+    columns = {}
+    for name in schema.names:
+        parts = [batch.column(name) for batch in collected if name in batch.schema.names]
+        if len(parts) < len(collected) or not parts:
+            continue
+        if all(part.type == schema.field(name).type for part in parts):
+            columns[name] = pa.chunked_array(parts)
+        else:
+            columns[name] = pa.chunked_array([pa.nulls(sum(len(part) for part in parts), pa.binary())])
+    return pa.table(columns) if columns else pa.table({})
+
+
 def _arrow_type(column: Column) -> pa.DataType:
     import pyarrow as pa
 
     if column.kind == "number":
         return pa.float64()
+    if column.kind == "time":
+        return pa.timestamp("us")
     return pa.bool_() if column.kind == "boolean" else pa.string()
 
 
@@ -60,6 +86,8 @@ def _is_lossless(source: pa.DataType, target: pa.DataType) -> bool:
         return True
     if target == pa.float64():
         return bool(types.is_integer(source) or types.is_floating(source))
+    if target == pa.timestamp("us"):
+        return bool(types.is_date(source) or (types.is_timestamp(source) and source.tz is None))
     if target == pa.string():
         return bool(types.is_large_string(source) or types.is_string_view(source) or types.is_integer(source))
     return False
