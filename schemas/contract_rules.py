@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e-?[0-9]+)?")
 _CORRECT = "Correct the contract."
+_COMPARABLE = {
+    "equals": ("number", "code", "boolean", "time"),
+    "not_equals": ("number", "code", "boolean", "time"),
+    "one_of": ("code",),
+} | dict.fromkeys(ORDERED, ("number", "time"))
 _KINDS = {
     "label": ("boolean",),
     "held_out": ("boolean",),
@@ -77,6 +82,12 @@ def verify_rules(contract: DataContract) -> None:
         raise PlanError("contract-rules", "Two cross-column rules have the same name.", "Rename one.")
     for rule in contract.rules:
         _verify_conditions((*rule.when, rule.then), columns, "contract-rules", f"rule {rule.name}")
+        if any(c.other for c in rule.when) or (rule.then.other and rule.then.op == "not_equals"):
+            raise PlanError(
+                "contract-rules",
+                f"In rule {rule.name}, two columns are compared where the check cannot compare them.",
+                "Compare columns outside of when, and by another operation than not_equals.",
+            )
 
 
 def _verify_kind(column: Column) -> None:
@@ -132,9 +143,7 @@ def _verify_split(contract: DataContract) -> None:
         raise PlanError("contract-split", "The held-out share must lie between 0 and 1.", _CORRECT)
 
 
-def _verify_conditions(
-    conditions: tuple[Condition, ...], columns: dict[str, Column], code: str, where: str
-) -> None:
+def _verify_conditions(conditions: tuple[Condition, ...], columns: dict[str, Column], code: str, where: str) -> None:
     for condition in conditions:
         for name in condition.columns:
             if name not in columns:
@@ -149,15 +158,11 @@ def _problem(condition: Condition, columns: dict[str, Column]) -> str:
     sides = (bool(condition.value), bool(condition.values), bool(condition.other))
     if condition.op in UNARY:
         return "takes nothing to compare with" if any(sides) else ""
-    if column.kind == "identifier":
-        # A cohort chosen by name would be a question about one person.
-        return "an identifier can only be present or missing"
     if sum(sides) != 1 or sides[1] != (condition.op == "one_of"):
         return f"{condition.op} needs exactly one thing to compare with"
-    if condition.op in ORDERED and column.kind not in ("number", "time"):
-        return f"{condition.op} needs a number or a time"
-    if condition.op == "one_of" and column.kind != "code":
-        return "one_of needs a code"
+    if column.kind not in _COMPARABLE[condition.op]:
+        # A cohort chosen by patient id would be a question about one person.
+        return f"{condition.op} does not go with the kind {column.kind}"
     if condition.other:
         return "" if columns[condition.other].kind == column.kind else "the other column is of another kind"
     wrong = [value for value in condition.values or (condition.value,) if not _is_value(column, value)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from schemas.contract import Column, DataContract
@@ -53,6 +53,14 @@ def collect_table(contract: DataContract, batches: Iterable[pa.RecordBatch]) -> 
         else:
             columns[name] = pa.chunked_array([pa.nulls(sum(len(part) for part in parts), pa.binary())])
     return pa.table(columns) if columns else pa.table({})
+
+
+def join_values(parts: Sequence[pa.Array]) -> pa.Array:
+    """Joins the texts of each row, so that no two different rows give the same text; null if any part is."""
+    import pyarrow.compute as pc
+
+    escaped = [pc.replace_substring(pc.replace_substring(p, "\x1e", "\x1e0"), "\x1f", "\x1e1") for p in parts]
+    return pc.binary_join_element_wise(*escaped, "\x1f") if len(parts) > 1 else parts[0]
 
 
 def _arrow_type(column: Column) -> pa.DataType:

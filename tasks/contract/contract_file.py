@@ -168,7 +168,8 @@ def _condition(fields: dict[str, Any], what: str, where: str) -> dict[str, Any]:
     operation = said[0].removesuffix("_column") if said else ""
     if "column" not in fields or len(said) != 1 or operation not in _OPERATIONS:
         raise _refusal(
-            what, f"{where}: a condition is a column and one of {', '.join(_OPERATIONS)}, as {{column: age, at_least: 18}}"
+            what,
+            f"{where}: a condition is a column and one of {', '.join(_OPERATIONS)}, as {{column: age, at_least: 18}}",
         )
     right = fields[said[0]]
     built: dict[str, Any] = {"column": fields["column"], "op": operation}

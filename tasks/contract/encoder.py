@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Encoded rows of one site, patients in canonical order (by id, then by all columns).
+    """Encoded rows of one site, patients in canonical order (by id, then time, then all columns).
 
     Attributes:
         features: float64 (rows, d) in [-1, 1], d = `schemas.plan.feature_count`.
@@ -81,8 +81,9 @@ def encode_features(contract: DataContract, table: pa.Table) -> Cohort:
     table = conform_table(contract, table)
     if table.schema.remove_metadata() != arrow_schema(contract):
         raise SiteDataError("not-encodable", "Expected a table that passed the contract check.", "Run the check first.")
-    patient = _role(contract, "patient_id")
-    order = [patient, *(c.name for c in contract.columns if c.name != patient)]
+    patient, time = _role(contract, "patient_id"), contract.column_with_role("time")
+    first = [patient, *([time.name] if time else [])]
+    order = [*first, *(c.name for c in contract.columns if c.name not in first)]
     table = table.sort_by([(name, "ascending") for name in order]).combine_chunks()
     ids = table.column(patient).to_numpy(zero_copy_only=False)
     held_out = contract.column_with_role("held_out")

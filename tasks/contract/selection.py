@@ -77,7 +77,7 @@ def select_cohort(contract: DataContract, table: pa.Table) -> pa.Table:
 
 
 def derive_columns(contract: DataContract, table: pa.Table) -> pa.Table:
-    """Adds label and held_out where the contract derives them and their sources are sound; replaces any of that name."""
+    """Adds label and held_out where the contract derives them and can; replaces columns of their names."""
     import pyarrow.compute as pc
 
     usable = sound_columns(contract, table)

@@ -70,7 +70,7 @@ def test_only_the_rules_of_the_bad_column_fail(rule):
 def test_rules_of_an_absent_column_have_not_passed_but_are_reported_once():
     verdict = check_table(clinic_contract(), clinic_table(age=None))
     assert failed(verdict) == ["present:age", "type:age", "finite:age", "complete:age", "range:age"]
-    assert [line.split(" ")[0] for line in describe_failures(verdict)] == ["present:age"]
+    assert [line.split(" ")[0] for line in describe_failures(clinic_contract(), verdict)] == ["present:age"]
 
 
 def test_empty_cohort_is_not_success():
