@@ -19,7 +19,7 @@ from tasks.identity import Identity, load_identity
 from tasks.ledger.store import LedgerStore
 from tasks.rounds import read_plan, verify_approvals
 from tasks.storage.base import Store
-from tasks.storage.folder import FolderStore
+from tasks.storage.opening import open_store
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def open_coordinator(home: Path) -> CoordinatorContext:
     """Opens the coordinator's home and its study.
 
     Raises:
-        OperationError: `settings-unreadable`, `identity-unreadable`.
+        OperationError: `settings-unreadable`, `identity-unreadable`, `no-study`, and those of `open_store`.
         PlanError: `plan-changed`, `not-in-plan`.
         PeerError: `approval-missing`.
     """
@@ -61,7 +61,9 @@ def open_coordinator(home: Path) -> CoordinatorContext:
             "settings-unreadable", f"Expected a coordinator's config.json in {home.name}.", "Prepare the home first."
         ) from None
     identity = load_identity(home / "identity.json")
-    store = FolderStore(Path(settings.store), write_prefix="coordinator")
+    if not settings.study:
+        raise OperationError("no-study", "This coordinator has no study yet.", "Propose one: coordinator propose.")
+    store = open_store(settings.store, "coordinator", settings.s3)
     data = read_plan(store, settings.study)
     if sha256_hex(data) != settings.study:
         raise PlanError("plan-changed", "The plan in the store is not the study's plan.", "Restore the signed plan.")

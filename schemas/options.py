@@ -34,12 +34,39 @@ class RunOptions(Settings):
     bulk_processes: int = Field(default=1, ge=1)
 
 
+class S3Settings(Settings):
+    """How a participant reaches an S3 store. Secrets are in files that only their owner reads, never here.
+
+    Attributes:
+        credentials_file: JSON with `access_key_id` and `secret_access_key`, mode 0600; one pair per participant.
+        endpoint: Address of the server; None for Amazon's own of `region`.
+        ca_file: Certificates that sign the server's, if the system's do not.
+        insecure_http: Allow an address without TLS that is not on this machine.
+        path_style: Address the bucket as a path and not as a host name; None lets the library decide.
+        part_size_bytes: Larger objects are sent in parts of this size (S3 asks for at least 5 MiB).
+        attempts: Requests per operation; only transient errors are tried again, with growing pauses.
+        retain_days: Days for which the server must refuse to delete what is not a ciphertext; needs object lock.
+    """
+
+    credentials_file: str
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    ca_file: str | None = None
+    insecure_http: bool = False
+    path_style: bool | None = None
+    part_size_bytes: int = Field(default=16 << 20, ge=5 << 20, le=1 << 30)
+    attempts: int = Field(default=8, ge=1, le=20)
+    connect_timeout_seconds: float = Field(default=5, gt=0)
+    read_timeout_seconds: float = Field(default=30, gt=0)
+    retain_days: int = Field(default=0, ge=0, le=36_500)
+
+
 class CoordinatorSettings(Settings):
     """`config.json` in a coordinator's home.
 
     Attributes:
-        store: Folder of the object store.
-        study: Plan digest of the study to run.
+        store: The object store: a folder, or `s3://bucket` or `s3://bucket/prefix` with `s3`.
+        study: Plan digest of the study to run; empty before one is proposed.
         prefect_api_url: The Prefect server.
         mlflow_uri: Tracking store, e.g. ``sqlite:////…/mlflow.db``.
         artifacts: Folder of MLflow's artifacts.
@@ -48,7 +75,8 @@ class CoordinatorSettings(Settings):
     format: Literal["consilium/coordinator/1"] = "consilium/coordinator/1"
     name: str
     store: str
-    study: str
+    s3: S3Settings | None = None
+    study: str = ""
     prefect_api_url: str
     mlflow_uri: str
     artifacts: str
@@ -59,7 +87,8 @@ class SiteSettings(Settings):
     """`config.json` in a site's home. The site's own limits are here, not in any plan.
 
     Attributes:
-        store: Folder of the object store (the site writes only under its own prefix).
+        store: The object store: a folder, or `s3://bucket` or `s3://bucket/prefix` with `s3`. The site writes only
+            under its own prefix.
         data: The site's table (Parquet or CSV).
         study: Plan digests that this site approved and lets run.
         epsilon, delta: The site's budget over the lifetime of its data source, decimal strings.
@@ -73,6 +102,7 @@ class SiteSettings(Settings):
     format: Literal["consilium/site/1"] = "consilium/site/1"
     name: str
     store: str
+    s3: S3Settings | None = None
     data: str
     studies: tuple[str, ...]
     prefect_api_url: str

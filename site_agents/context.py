@@ -25,7 +25,7 @@ from tasks.ledger.chain import read_entry
 from tasks.ledger.store import LedgerStore
 from tasks.rounds import read_plan, verify_approvals
 from tasks.storage.base import Store
-from tasks.storage.folder import FolderStore
+from tasks.storage.opening import open_store
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def open_agreement(
         PeerError: `plan-changed`, `approval-missing`.
     """
     settings = home.settings
-    store = store or FolderStore(Path(settings.store), write_prefix=f"sites/{settings.name}")
+    store = store or open_store(settings.store, f"sites/{settings.name}", settings.s3)
     data = read_plan(store, study)
     verify_plan_bytes(data, study, settings.studies)
     plan: Agreement = parse_agreement(data, "the plan")

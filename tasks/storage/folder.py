@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -17,10 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from schemas.errors import OperationError, PeerError
-
-# What one read may hold in memory; larger objects are streamed (`open`).
-LARGEST_READ = 1 << 30
-_KEY = re.compile(r"^[a-z0-9][A-Za-z0-9._-]*(/[a-z0-9][A-Za-z0-9._-]*)*$")
+from tasks.storage.names import LARGEST_READ, name_taken, owner_of, too_large, verify_name
 
 
 class FolderStore:
@@ -55,7 +51,7 @@ class FolderStore:
             return None
         with handle:
             if os.fstat(handle.fileno()).st_size > LARGEST_READ:
-                raise PeerError("too-large", key.partition("/")[0], f"{key} is larger than {LARGEST_READ} bytes.")
+                raise too_large(key)
             return handle.read()
 
     def open(self, key: str) -> IO[bytes]:
@@ -106,10 +102,10 @@ class FolderStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
-            raise PeerError("not-an-object", key.partition("/")[0], f"{key} is not a plain file.") from None
+            raise PeerError("not-an-object", owner_of(key), f"{key} is not a plain file.") from None
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise PeerError("not-an-object", key.partition("/")[0], f"{key} is not a plain file.")
+            raise PeerError("not-an-object", owner_of(key), f"{key} is not a plain file.")
         return os.fdopen(descriptor, "rb")
 
     @staticmethod
@@ -120,10 +116,7 @@ class FolderStore:
             return False
 
     def _path(self, key: str, write: bool = False) -> Path:
-        if not _KEY.match(key):
-            raise OperationError("bad-object-name", "Expected a relative name of letters, digits, '.', '_', '-'.")
-        if write and self.write_prefix and not key.startswith(self.write_prefix + "/"):
-            raise OperationError("outside-prefix", f"Expected a name under {self.write_prefix}/.")
+        verify_name(key, self.write_prefix if write else None)
         return self.root / key
 
     def _temporary(self, target: Path) -> Path:
@@ -138,7 +131,7 @@ class FolderStore:
             os.link(temporary, target)
         except FileExistsError:
             if not _same_bytes(temporary, target):
-                raise PeerError("name-taken", key.partition("/")[0], f"{key} already holds other bytes.") from None
+                raise name_taken(key) from None
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -61,7 +61,8 @@ class StoreSuite:
         assert len(store.get("sites/a/contested") or b"") in (1000, 2000)
 
     @pytest.mark.parametrize(
-        "key", ["", "/etc/passwd", "../up", "a/../b", "a//b", "a/", ".hidden", "a/.b", "a\0b", "a b", "A" * 3 + "/é"]
+        "key",
+        ["", "/etc/passwd", "../up", "a/../b", "a//b", "a/", ".hidden", "a/.b", "a\0b", "a b", "a\n", "AAA/é"],
     )
     def test_a_name_that_could_leave_the_store_is_refused(self, store: Store, key: str) -> None:
         with pytest.raises(OperationError, match="Expected a relative name"):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import PeerError
-from tasks.storage.folder import LARGEST_READ, FolderStore
+from tasks.storage.folder import FolderStore
+from tasks.storage.names import LARGEST_READ
 from tests.storage.suite import StoreSuite
 
 

@@ -1,0 +1,108 @@
+"""What an S3 server's refusals mean here. Its texts may hold names and keys and are never passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from schemas.errors import OperationError
+
+T = TypeVar("T")
+
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+_REFUSALS = {
+    "store-missing": ({"NoSuchBucket"}, "The bucket does not exist.", "Create it, or correct the store's address."),
+    "store-clock": (
+        {"RequestTimeTooSkewed", "RequestExpired"},
+        "The store refuses this machine's clock.",
+        "Set the clock; an NTP client keeps it right.",
+    ),
+    "store-denied": (
+        {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken"},
+        "The store refuses these credentials for this name.",
+        "Check the credentials file and the policy of the bucket.",
+    ),
+    "store-full": (
+        {"507", "QuotaExceeded", "InsufficientCapacity", "EntityTooLarge", "XMinioStorageFull"},
+        "The store takes no more bytes.",
+        "Raise the quota or free space, and run the command again.",
+    ),
+}
+
+
+class Taken(Exception):
+    """The name exists: the condition of a conditional write does not hold."""
+
+
+class Conflict(Exception):
+    """Another write of the same name is under way."""
+
+
+@contextmanager
+def calling() -> Iterator[None]:
+    """Turns what boto3 raises into what a store raises.
+
+    Raises:
+        Taken, Conflict: see there.
+        OperationError: `store-missing`, `store-denied`, `store-clock`, `store-full`, `store-unreachable`.
+    """
+    import boto3.exceptions
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _explain(error.response) from None
+    except (BotoCoreError, boto3.exceptions.Boto3Error) as error:
+        raise _unreachable(type(error).__name__) from None
+
+
+def found_or_none(call: Callable[[], T]) -> T | None:
+    """Returns what `call` returns, or None if it asks for an object that does not exist."""
+    from botocore.exceptions import ClientError
+
+    with calling():
+        try:
+            return call()
+        except ClientError as error:
+            if error_code(error.response) in _MISSING:
+                return None
+            raise
+
+
+def error_code(response: Any) -> str:
+    """Returns the server's code; a HEAD has no body and gives the status as its code."""
+    return str(response.get("Error", {}).get("Code", "")) or str(_status(response))
+
+
+def _explain(response: Any) -> Exception:
+    code, status = error_code(response), _status(response)
+    if status == 412 or code == "PreconditionFailed":
+        return Taken()
+    # A multipart upload that is gone may have been completed by a request whose answer was lost.
+    if status == 409 or code == "NoSuchUpload":
+        return Conflict()
+    for ours, (codes, message, remedy) in _REFUSALS.items():
+        if code in codes:
+            return OperationError(ours, message, remedy)
+    if status in (401, 403):
+        _, message, remedy = _REFUSALS["store-denied"]
+        return OperationError("store-denied", message, remedy)
+    if 400 <= status < 500:
+        return OperationError(
+            "store-refused", f"The store refused a request (status {status}).", "Check that it is an S3 server."
+        )
+    return _unreachable(f"status {status}")
+
+
+def _unreachable(what: str) -> OperationError:
+    return OperationError(
+        "store-unreachable",
+        f"The store did not answer ({what}); several attempts failed.",
+        "Check the network and the server, and run the command again.",
+    )
+
+
+def _status(response: Any) -> int:
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
