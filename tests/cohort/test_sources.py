@@ -76,7 +76,7 @@ def _sqlite(folder: Path) -> Path:
 def _duckdb(folder: Path) -> Path:
     _parquet(folder)
     (folder / "source.yaml").write_text(
-        "kind: sql\nurl: duckdb:///:memory:\nquery: |\n  SELECT *, 'x:y' AS extra FROM 'stays.parquet'\n"
+        "kind: sql\nurl: duckdb://\nquery: |\n  SELECT *, 'x:y' AS extra FROM 'stays.parquet'\n"
         "  WHERE age::int > -1 OR age IS NULL;\n"
     )
     return folder / "source.yaml"

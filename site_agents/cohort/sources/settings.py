@@ -44,7 +44,7 @@ class SqlSettings(Settings):
 
     Attributes:
         url: As SQLAlchemy writes it, without a password: ``postgresql://reader@db.hospital/icu``,
-            ``duckdb:///cohort.duckdb``, ``sqlite:///cohort.sqlite``.
+            ``duckdb:///cohort.duckdb`` (``duckdb://`` for a query over files), ``sqlite:///cohort.sqlite``.
         password_file: File whose first line is the password; readable by its owner only.
         table: ``name`` or ``schema.name``.
         query: Instead of `table`: one SELECT.
