@@ -89,7 +89,8 @@ class SiteSettings(Settings):
     Attributes:
         store: The object store: a folder, or `s3://bucket` or `s3://bucket/prefix` with `s3`. The site writes only
             under its own prefix.
-        data: The site's table (Parquet or CSV).
+        data: The site's table: a .parquet or .csv file, a folder of Parquet files, or a source.yaml.
+        mapping: The site's mapping file, "" if the table's columns are the contract's already.
         study: Plan digests that this site approved and lets run.
         epsilon, delta: The site's budget over the lifetime of its data source, decimal strings.
         memory_folder: Where epoch secrets live; default a private folder in /dev/shm.
@@ -104,6 +105,7 @@ class SiteSettings(Settings):
     store: str
     s3: S3Settings | None = None
     data: str
+    mapping: str = ""
     studies: tuple[str, ...]
     prefect_api_url: str
     epsilon: str

@@ -20,6 +20,7 @@ from schemas.canonical import canonical_bytes, parse_canonical
 from schemas.errors import ConsiliumError, OperationError, SiteDataError
 from schemas.messages import Instruction
 from schemas.plan import StudyPlan
+from site_agents.cohort.reader import LocalData
 from tasks.privacy.noise import NoiseStream, os_noise_stream
 
 PRELOAD = ("site_agents.compute", "site_agents.cohort.reader", "tasks.contract.encoder", "tasks.training.local")
@@ -28,7 +29,7 @@ Int64Array = NDArray[np.int64]
 
 
 def compute_contribution(
-    plan: StudyPlan, site: str, kind: str, weights: NDArray[np.float64], data: Path, stream: NoiseStream
+    plan: StudyPlan, site: str, kind: str, weights: NDArray[np.float64], data: LocalData | Path, stream: NoiseStream
 ) -> Int64Array:
     """Computes this site's noised integer contribution.
 
@@ -36,7 +37,7 @@ def compute_contribution(
         site: This site's name in the plan, whose public weight a local update has.
         kind: ``train`` or ``evaluate``.
         weights: Flat float64 weights of the model that the site recomputed itself.
-        data: The site's table.
+        data: The site's table, and its mapping.
         stream: Source of the noise; from the operating system except in tests that record it.
 
     Returns:
@@ -68,7 +69,7 @@ def compute_in_child(
     site: str,
     instruction: Instruction,
     weights: NDArray[np.float64],
-    data: Path,
+    data: LocalData,
     timeout_seconds: float,
 ) -> Int64Array:
     """Runs `compute_contribution` in a fork-server child and kills it at the deadline.
@@ -79,7 +80,7 @@ def compute_in_child(
     """
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, canonical_bytes(plan), site, instruction.kind, weights.tobytes(), str(data))
+    arguments = (theirs, canonical_bytes(plan), site, instruction.kind, weights.tobytes(), data.data, data.mapping)
     child = context.Process(target=_child_main, args=arguments, daemon=True)
     child.start()
     theirs.close()
@@ -114,7 +115,7 @@ def in_process(stream_for: Callable[[Instruction], NoiseStream]) -> Compute:
         site: str,
         instruction: Instruction,
         weights: NDArray[np.float64],
-        data: Path,
+        data: LocalData,
         timeout_seconds: float,
     ) -> Int64Array:
         return compute_contribution(plan, site, instruction.kind, weights, data, stream_for(instruction))
@@ -122,17 +123,17 @@ def in_process(stream_for: Callable[[Instruction], NoiseStream]) -> Compute:
     return compute
 
 
-Compute = Callable[[StudyPlan, str, Instruction, NDArray[np.float64], Path, float], Int64Array]
+Compute = Callable[[StudyPlan, str, Instruction, NDArray[np.float64], LocalData, float], Int64Array]
 
 
-def _child_main(pipe: Connection, plan: bytes, site: str, kind: str, weights: bytes, data: str) -> None:
+def _child_main(pipe: Connection, plan: bytes, site: str, kind: str, weights: bytes, data: str, mapping: str) -> None:
     try:
         values = compute_contribution(
             parse_canonical(StudyPlan, plan, "the plan"),
             site,
             kind,
             np.frombuffer(weights, dtype=np.float64).copy(),
-            Path(data),
+            LocalData(data, mapping),
             os_noise_stream(),
         )
         pipe.send_bytes(b"ok\n" + values.astype("<i8").tobytes())

@@ -15,6 +15,7 @@ from schemas.ledger import PlanApproved
 from schemas.messages import Instruction, LogPosition
 from schemas.plan import Agreement, Plan_co, StudyPlan
 from schemas.statistics import parse_agreement
+from site_agents.cohort.reader import LocalData
 from site_agents.compute import Compute, compute_in_child
 from site_agents.home import SiteHome
 from site_agents.keystore import Keystore
@@ -50,8 +51,8 @@ class SiteContext(Generic[Plan_co]):
         return self.plan.study
 
     @property
-    def data(self) -> Path:
-        return Path(self.home.settings.data)
+    def data(self) -> LocalData:
+        return LocalData(self.home.settings.data, self.home.settings.mapping)
 
     def is_participant(self, instruction: Instruction) -> bool:
         """Whether `instruction` asks this site for a contribution."""

@@ -1,6 +1,6 @@
-"""What a source of patient rows is: a name, an identity, columns, and record batches one after another.
+"""What a source of patient rows is: a name, a fingerprint, columns, and record batches one after another.
 
-Whoever adds a source (OMOP CDM, FHIR) writes these five members and a kind in `settings`. Arrow's and the databases'
+Whoever adds a source (OMOP CDM, FHIR) writes these four members and a kind in `settings`. Arrow's and the databases'
 own messages quote values and are never passed on.
 """
 
@@ -23,10 +23,6 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """How errors call it; never a path outside the site's own words, never a credential."""
-
-    @property
-    def identity(self) -> str:
-        """What stays the same while rows change; the site's ledger names its data source by a keyed digest of it."""
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the bytes, "" where there are none to hash (a database) or they cannot be read."""

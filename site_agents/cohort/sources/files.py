@@ -36,10 +36,6 @@ class ParquetSource:
     def name(self) -> str:
         return self.path.name
 
-    @property
-    def identity(self) -> str:
-        return str(self.path.resolve())
-
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the file."""
         return file_digest(self.path)
@@ -69,10 +65,6 @@ class ParquetDataset:
     @property
     def name(self) -> str:
         return self.path.name
-
-    @property
-    def identity(self) -> str:
-        return str(self.path.resolve())
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 over names and contents of all files of the folder."""
@@ -120,10 +112,6 @@ class CsvSource:
     @property
     def name(self) -> str:
         return self.path.name
-
-    @property
-    def identity(self) -> str:
-        return str(self.path.resolve())
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the file."""

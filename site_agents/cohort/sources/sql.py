@@ -40,10 +40,6 @@ class SqlSource:
     def name(self) -> str:
         return f"the {self._url().get_backend_name()} source"
 
-    @property
-    def identity(self) -> str:
-        return f"{self._url().render_as_string()}#{self.settings.table or self.settings.query}"
-
     def fingerprint(self) -> str:
         """Returns "": a database has no bytes to hash, so its rows are checked again every time."""
         return ""
