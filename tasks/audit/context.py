@@ -6,9 +6,8 @@ raises `AuditFailure` with its place, again for every check that asks, so that n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +18,13 @@ from schemas.errors import ConsiliumError
 from schemas.layout import (
     approval_key,
     attempt_key,
-    ceremony_key,
     ledger_key,
     plan_key,
     release_key,
     round_key,
 )
-from schemas.ledger import LedgerEntry, PrivacyCommitted, Refused
+from schemas.ledger import PrivacyCommitted, Refused, ReleaseDecided
 from schemas.messages import (
-    Checkpoint,
     Closing,
     Contribution,
     DecryptionShare,
@@ -42,60 +39,21 @@ from schemas.messages import (
     ShareRequest,
 )
 from schemas.plan import StudyPlan
+from schemas.review import ReviewDecision
+from tasks.audit.epochs import derive_epoch
 from tasks.audit.evidence import EvidenceFolder
 from tasks.audit.keys import PublicKeys
+from tasks.audit.logs import Log, read_log, slices_of
 from tasks.audit.names import BULK_KINDS, MANIFEST, Item, parse_name
 from tasks.audit.registry import AuditFailure
+from tasks.audit.signed import Signed
 from tasks.ledger.merkle import MerkleTree
-from tasks.ledger.verify import LogReport, verify_log
-from tasks.secure_sum.ceremony import PHASES, derive_public_epoch
+from tasks.review import verify_decision
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.epoch import EpochPublic
 
 P = TypeVar("P", bound=Predicate)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Signed(Generic[P]):
-    """A verified message, its place, its envelope bytes and the digest by which others refer to it."""
-
-    path: str
-    predicate: P
-    data: bytes
-    digest: str
-
-
-@dataclass(frozen=True)
-class Log:
-    """One participant's log as published.
-
-    Attributes:
-        owner: Coordinator or site.
-        envelopes: Entries in order; `places` names file and line of each.
-        report: What `tasks.ledger.verify.verify_log` made of them.
-        checkpoint: The closing checkpoint, or None if the owner was not there to sign one.
-    """
-
-    owner: str
-    envelopes: tuple[bytes, ...]
-    places: tuple[str, ...]
-    report: LogReport
-    checkpoint: Signed[Checkpoint] | None
-
-    @property
-    def checkpoints(self) -> tuple[Signed[Checkpoint], ...]:
-        """Every checkpoint of the log, the closing one first."""
-        return (self.checkpoint,) if self.checkpoint is not None else ()
-
-    @property
-    def entries(self) -> tuple[tuple[str, str, LedgerEntry], ...]:
-        """(place, study, entry) of every entry in order."""
-        return tuple((place, *pair) for place, pair in zip(self.places, self.report.entries, strict=True))
-
-    def about(self, study: str) -> Iterator[tuple[str, LedgerEntry]]:
-        """Yields (place, entry) of the entries about one study."""
-        return ((place, entry) for place, subject, entry in self.entries if subject == study)
 
 
 class AuditContext:
@@ -332,6 +290,33 @@ class AuditContext:
         """Whether the evidence has a release."""
         return bool(self.select("release"))
 
+    # --- reviews
+
+    def review(self, item: Item) -> Signed[ReviewDecision]:
+        """Returns a decision, verified to be of a reviewer of the plan about this release."""
+
+        def read() -> Signed[ReviewDecision]:
+            data, release = self.evidence.read(item.path), self.release
+            decision = verify_decision(self.plan, release.digest, release.predicate, data)
+            return Signed(item.path, decision, data, sha256_hex(data))
+
+        return self.remember(("review", item.path), read, item.path)
+
+    @property
+    def reviews(self) -> tuple[Signed[ReviewDecision], ...]:
+        """All decisions, by reviewer and number."""
+        found = [self.review(item) for item in self.select("review-decision")]
+        return tuple(sorted(found, key=lambda signed: (signed.predicate.reviewer, signed.predicate.number)))
+
+    @property
+    def review_outcome(self) -> str:
+        """What the study log says last: candidate, released, rejected or withdrawn."""
+        outcome = "candidate"
+        for _, entry in self.log(self.plan.coordinator.name).about(self.study):
+            if isinstance(entry.body, ReleaseDecided):
+                outcome = entry.body.outcome
+        return outcome
+
     # --- key ceremonies
 
     @property
@@ -341,26 +326,12 @@ class AuditContext:
 
     def epoch(self, number: int) -> EpochPublic:
         """Returns the public side of a key ceremony, re-derived from its messages."""
-        return self.remember(("epoch", number), lambda: self._derive_epoch(number), f"epoch {number}")
+        return self.remember(("epoch", number), lambda: derive_epoch(self, number), f"epoch {number}")
 
     def epoch_complete(self, number: int) -> bool:
         """Tells whether every key holder signed the epoch's transcript."""
         signed = {item.site for item in self.select("transcript", epoch=number)}
         return signed >= {site.name for site in self.plan.key_holders}
-
-    def _derive_epoch(self, number: int) -> EpochPublic:
-        envelopes: dict[tuple[str, str], bytes] = {}
-        blobs: dict[tuple[str, str], bytes] = {}
-        for site in self.plan.key_holders:
-            for phase in (*PHASES, "transcript"):
-                path = ceremony_key(self.study, number, site.name, f"{phase}.json")
-                envelopes[phase, site.name] = self.evidence.read(path)
-            blobs["public-share", site.name] = self.evidence.read(
-                ceremony_key(self.study, number, site.name, "public-share.bin")
-            )
-        for item in self.select("self-test-share", epoch=number):
-            blobs[f"self-test-{item.number}", str(item.site)] = self.evidence.read(item.path)
-        return derive_public_epoch(self.plan, number, envelopes, blobs)
 
     # --- logs
 
@@ -371,7 +342,7 @@ class AuditContext:
 
     def has_log(self, owner: str) -> bool:
         """Tells whether any entry of `owner` was published."""
-        return bool(self._slices(owner))
+        return bool(slices_of(self, owner))
 
     def tree(self, owner: str) -> MerkleTree:
         """Returns the Merkle tree over a participant's verified log."""
@@ -379,41 +350,7 @@ class AuditContext:
 
     def log(self, owner: str) -> Log:
         """Returns a participant's verified log."""
-        return self.remember(("log", owner), lambda: self._read_log(owner), f"ledger of {owner}")
-
-    def _read_log(self, owner: str) -> Log:
-        envelopes, places = self._read_entries(owner)
-        checkpoint = self._read_checkpoint(owner)
-        report = verify_log(
-            envelopes, owner, self.identity_key(owner), checkpoint.predicate if checkpoint is not None else None
-        )
-        return Log(owner, envelopes, places, report, checkpoint)
-
-    def _read_entries(self, owner: str) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
-        envelopes: list[bytes] = []
-        places: list[str] = []
-        for item in self._slices(owner):
-            if item.number != len(envelopes):
-                raise AuditFailure(item.path, f"expected the entries from {len(envelopes)} on: entries are missing")
-            data = self.evidence.read(item.path)
-            if not data.endswith(b"\n"):
-                raise AuditFailure(item.path, "does not end with a whole entry")
-            lines = data[:-1].split(b"\n")
-            envelopes += lines
-            places += [f"{item.path}, line {line}" for line in range(1, len(lines) + 1)]
-        if not envelopes:
-            raise AuditFailure(f"ledger of {owner}", "no entry was published")
-        return tuple(envelopes), tuple(places)
-
-    def _read_checkpoint(self, owner: str) -> Signed[Checkpoint] | None:
-        path = ledger_key(self.study, owner, owner == self.plan.coordinator.name, "checkpoint.json")
-        if not self.evidence.exists(path):
-            return None
-        return self.signed(path, Checkpoint, owner, self.identity_key(owner))
-
-    def _slices(self, owner: str) -> list[Item]:
-        site = None if owner == self.plan.coordinator.name else owner
-        return sorted((i for i in self.select("entries") if i.site == site), key=lambda item: item.number)
+        return self.remember(("log", owner), lambda: read_log(self, owner), f"ledger of {owner}")
 
     # --- drop-outs
 

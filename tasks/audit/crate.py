@@ -82,6 +82,10 @@ def _files(context: AuditContext) -> list[Entity]:
             named.append((item.path, f"Round {item.round}: which contributions are summed, who dropped out and why"))
         elif item.kind == "opening":
             named.append((item.path, f"Round {item.round}: the opened sum and the model after it"))
+        elif item.kind == "review-decision":
+            named.append((item.path, f"Decision {item.number} of reviewer {item.peer}"))
+        elif item.kind == "later-checkpoint":
+            named.append((item.path, f"{coordinator} closed its log again after {item.number} entries"))
     named.append((ledger_key(study, coordinator, True, "closing.json"), "The checkpoints that end the study"))
     named.append((release_key(study, "release.json"), "What was released, and what it cost each site"))
     named.append((release_key(study, "weights.safetensors"), "The released parameters"))
@@ -174,7 +178,25 @@ def _disclosures(context: AuditContext) -> list[Entity]:
         "result": [{"@id": "#epsilon-training"}, {"@id": "#epsilon-held-out"}],
         "actionStatus": _DONE,
     }
-    return [gate]
+    return [gate, *_reviews(context)]
+
+
+def _reviews(context: AuditContext) -> list[Entity]:
+    found = []
+    for signed in context.reviews:
+        decision = signed.predicate
+        entity = {
+            "@id": f"#review-{decision.reviewer}-{decision.number}",
+            "@type": "AssessAction",
+            "additionalType": {"@id": f"{_SAFE_HAVEN}DisclosureCheck"},
+            "name": f"{decision.reviewer} {decision.decision} the release: {decision.reason}",
+            "object": [_ROOT, {"@id": context.release.path}],
+            "result": {"@id": signed.path},
+            "agent": _party(decision.reviewer),
+            "actionStatus": _DONE if decision.decision == "approved" else _FAILED,
+        }
+        found.append(entity)
+    return found
 
 
 # --- what the actions refer to

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from schemas.canonical import Digest, HexKey, Name, Strict, parse_json
 from schemas.errors import EvidenceError, OperationError
-from schemas.plan import Agreement
+from schemas.plan import Agreement, StudyPlan
 
 MAXIMUM_BYTES = 4 * 1024 * 1024
 
@@ -27,16 +27,19 @@ class PublicKeys(Strict):
     study: Digest | None = None
     coordinator: CoordinatorKey
     sites: dict[Name, HexKey]
+    reviewers: dict[Name, HexKey] = Field(default_factory=dict)
 
 
 def public_keys_document(plan: Agreement) -> dict[str, Any]:
     """Returns the public-key document of a plan's participants, to be kept apart from the evidence."""
+    reviewers = plan.reviewers if isinstance(plan, StudyPlan) else ()
     keys = PublicKeys(
         study=plan.study,
         coordinator=CoordinatorKey(name=plan.coordinator.name, key=plan.coordinator.identity_key),
         sites={site.name: site.identity_key for site in plan.sites},
+        reviewers={reviewer.name: reviewer.identity_key for reviewer in reviewers},
     )
-    return keys.model_dump(mode="json")
+    return keys.model_dump(mode="json", exclude=None if reviewers else {"reviewers"})
 
 
 def read_public_keys(path: Path) -> PublicKeys:

@@ -31,6 +31,7 @@ from schemas.messages import (
     TranscriptSignature,
     Witness,
 )
+from schemas.review import ReviewDecision
 
 MANIFEST = "manifest.json"
 # Derived by the export from the other files, and derived again by the checks that compare them.
@@ -58,6 +59,8 @@ _COORDINATOR: tuple[tuple[str, str, Form], ...] = (
     *_COMMON,
     (r"plan\.json", "plan", "plan"),
     (r"ledger/closing\.json", "closing", Closing),
+    (r"ledger/checkpoint-(?P<number>\d{6}|[1-9]\d{6,8})\.json", "later-checkpoint", Checkpoint),
+    (rf"review/decision-(?P<peer>{_SITE})-{_NUMBER}\.json", "review-decision", ReviewDecision),
     (rf"{_EPOCH}/instruction\.json", "ceremony-instruction", CeremonyInstruction),
     (rf"{_ATTEMPT}/instruction\.json", "instruction", Instruction),
     (rf"{_ATTEMPT}/collected\.json", "collected", Collected),
@@ -107,7 +110,7 @@ class Item:
         kind: E.g. ``instruction``, ``share-blob``.
         form: Predicate of the envelope, or ``plan``, ``entries`` (ledger slice), ``blob``.
         epoch, round, attempt, number: As in the name; 0 where the name has none.
-        peer: The other site in ``shamir-<peer>.bin`` and ``sealed-<peer>.bin``.
+        peer: The other site in ``shamir-<peer>.bin`` and ``sealed-<peer>.bin``; the reviewer of a decision.
     """
 
     path: str

@@ -18,6 +18,7 @@ from tasks.audit.checks import (
     openings,
     privacy,
     release,
+    reviews,
     rounds,
 )
 from tasks.audit.context import AuditContext
@@ -40,6 +41,7 @@ CHECKS: tuple[Check, ...] = (
     *privacy.CHECKS,
     *release.CHECKS,
     *container.CHECKS,
+    *reviews.CHECKS,
 )
 
 

@@ -30,6 +30,8 @@ from tasks.identity import Identity
 from tests.audit.studies import reseal
 from tests.conftest import FinishedStudy
 
+NEEDS_MORE = {"C32"}  # Reviewers' decisions, which this study has not.
+
 
 @dataclass(frozen=True)
 class Export:
@@ -81,7 +83,8 @@ def size_of(folder: Path) -> int:
 
 def test_an_export_without_bulk_is_small_and_says_which_checks_it_could_not_answer(small: Export) -> None:
     results = small.audit()
-    assert {number for number, result in results.items() if result.status == "not-applicable"} == {"C16", "C19", "C20"}
+    unanswered = {number for number, result in results.items() if result.status == "not-applicable"}
+    assert unanswered - NEEDS_MORE == {"C16", "C19", "C20"}
     assert not [result for result in results.values() if result.status == "failed"]
     assert "left out of this export" in results["C19"].detail
     assert "140 of them left out" in results["C05"].detail

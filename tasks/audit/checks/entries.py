@@ -20,6 +20,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "record-signed": ("round", "record"),
     "share-released": ("round", "record", "request", "share"),
     "refused": ("instruction", "code"),
+    "review-decided": ("review",),
 }
 # Entered before the message is sent: a crash in between leaves the entry alone. It is the site's own word, bound by its
 # checkpoint, and hiding the message would hide nothing that the entry does not say. Not so a refusal: a coordinator
@@ -103,6 +104,8 @@ def _message_fact(context: AuditContext, owner: str, item: Item) -> tuple[object
 def _answer_fact(context: AuditContext, site: str, item: Item) -> tuple[object, ...] | None:
     round_ = item.round
     match item.kind:
+        case "review-decision":
+            return "review-decided", context.review(item).digest
         case "contribution":
             return "privacy-committed", round_, context.contribution(round_, item.attempt, site).digest
         case "refusal":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 
 from schemas.canonical import canonical_bytes, parse_canonical
 from schemas.envelope import PAYLOAD_TYPE, STATEMENT_TYPE, Envelope, Predicate, read_unverified_predicate
@@ -29,13 +30,18 @@ def check_identity(context: AuditContext, findings: Findings) -> str:
         plan.coordinator.name,
         "the plan's coordinator is not the one in the key file",
     )
-    for site in plan.sites:
-        known = keys.sites.get(site.name)
-        findings.expect(known is not None, site.name, "is in the plan but not in the key file")
-        findings.expect(known in (None, site.identity_key), site.name, "has another key in the key file")
-    for name in sorted(set(keys.sites) - {site.name for site in plan.sites}):
-        findings.add(name, "is in the key file but not in the plan")
-    return f"{len(plan.sites) + 1} identity keys"
+    _compare_keys(findings, "site", {site.name: site.identity_key for site in plan.sites}, keys.sites)
+    reviewers = {reviewer.name: reviewer.identity_key for reviewer in plan.reviewers}
+    _compare_keys(findings, "reviewer", reviewers, keys.reviewers)
+    return f"{1 + len(plan.sites) + len(reviewers)} identity keys"
+
+
+def _compare_keys(findings: Findings, role: str, planned: Mapping[str, str], known: Mapping[str, str]) -> None:
+    for name, key in planned.items():
+        findings.expect(name in known, name, f"is a {role} in the plan but not in the key file")
+        findings.expect(known.get(name, key) == key, name, "has another key in the key file")
+    for name in sorted(set(known) - set(planned)):
+        findings.add(name, f"is a {role} in the key file but not in the plan")
 
 
 def check_manifest(context: AuditContext, findings: Findings) -> str:
@@ -80,7 +86,7 @@ def _check_omitted(context: AuditContext, findings: Findings, manifest: Evidence
 def check_names(context: AuditContext, findings: Findings) -> str:
     """Refuses files that no part of the protocol writes, and files of another study or an unknown site."""
     plan = context.plan
-    sites = {site.name for site in plan.sites}
+    sites, reviewers = {site.name for site in plan.sites}, {reviewer.name for reviewer in plan.reviewers}
     for path in context.evidence.paths:
         if path == MANIFEST:
             continue
@@ -91,7 +97,8 @@ def check_names(context: AuditContext, findings: Findings) -> str:
             continue
         findings.expect(item.study == plan.study, path, "belongs to another study")
         findings.expect(item.site is None or item.site in sites, path, "belongs to a site that is not in the plan")
-        findings.expect(item.peer in ("", *sites), path, "is addressed to a site that is not in the plan")
+        known = reviewers if item.kind == "review-decision" else {"", *sites}
+        findings.expect(item.peer in known, path, "names a site or reviewer that is not in the plan")
     return f"{len(context.items)} names"
 
 

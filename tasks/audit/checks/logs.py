@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from schemas.canonical import Digest
+from schemas.layout import ledger_key
+from schemas.ledger import ReleaseDecided, ReviewDecided
 from schemas.messages import Witness
-from tasks.audit.context import AuditContext, Log
+from tasks.audit.context import AuditContext
 from tasks.audit.proofs import signed_positions
 from tasks.audit.registry import AuditFailure, Check, Findings, NotApplicable
 from tasks.ledger.verify import verify_position
@@ -13,7 +14,7 @@ from tasks.ledger.verify import verify_position
 def check_study_log(context: AuditContext, findings: Findings) -> str:
     """Verifies the coordinator's log: signatures, chain, rules, and that its checkpoint closes it."""
     log = context.log(context.plan.coordinator.name)
-    _expect_closed(log, findings)
+    _expect_closed(context, log.owner, findings)
     return f"{len(log.envelopes)} entries"
 
 
@@ -35,7 +36,7 @@ def check_closing(context: AuditContext, findings: Findings) -> str | NotApplica
     for owner in owners:
         with findings.at(f"ledger of {owner}"):
             if context.has_log(owner) and context.log(owner).checkpoint is not None:
-                _expect_closed(context.log(owner), findings)
+                _expect_closed(context, owner, findings)
                 closed.append(owner)
     if context.released:
         closed = _expect_listed(context, findings)
@@ -82,14 +83,26 @@ def check_witnessing(context: AuditContext, findings: Findings) -> str:
     return f"{count} positions"
 
 
-def _expect_closed(log: Log, findings: Findings) -> None:
+def _expect_closed(context: AuditContext, owner: str, findings: Findings) -> None:
+    """Checks that a checkpoint closes the log; after it only reviews may follow, under a checkpoint of their own."""
+    log, tree = context.log(owner), context.tree(owner)
     place = f"ledger of {log.owner}"
     if log.checkpoint is None:
         raise AuditFailure(place, "has no closing checkpoint")
-    position: tuple[int, Digest] = (log.checkpoint.predicate.position.size, log.checkpoint.predicate.position.root)
-    findings.expect(log.checkpoint.predicate.owner == log.owner, log.checkpoint.path, "is of another log")
-    same = position == (len(log.envelopes), log.report.position.root)
-    findings.expect(same, log.checkpoint.path, "does not close the log as published")
+    for checkpoint in log.checkpoints:
+        findings.expect(checkpoint.predicate.owner == log.owner, checkpoint.path, "is of another log")
+        with findings.at(checkpoint.path):
+            verify_position(tree, log.owner, checkpoint.predicate.position)
+    for checkpoint in log.later:
+        named = ledger_key("", "", True, f"checkpoint-{checkpoint.predicate.position.size:06d}.json")
+        findings.expect(checkpoint.path.endswith(named.rpartition("/")[2]), checkpoint.path, "is of another size")
+    closed = log.checkpoint.predicate.position.size
+    for entry_place, _, entry in log.entries[closed:]:
+        after = isinstance(entry.body, ReviewDecided | ReleaseDecided)
+        findings.expect(after and bool(log.later), entry_place, "was entered after the checkpoint that closed the log")
+    last = log.checkpoints[-1]
+    closes = last.predicate.position.size == len(log.envelopes)
+    findings.expect(closes, last.path, "does not close the log as published")
 
 
 def _has_acted(context: AuditContext, site: str) -> bool:

@@ -6,7 +6,8 @@ from fractions import Fraction
 
 from schemas.ledger import CohortRegistered, LedgerEntry, PrivacyEvent, PrivacyReserved
 from schemas.messages import EpsilonReport
-from tasks.audit.context import AuditContext, Log
+from tasks.audit.context import AuditContext
+from tasks.audit.logs import Log
 from tasks.audit.registry import Check, Findings, NotApplicable
 from tasks.privacy.accounting import epsilon_of_events, epsilon_report, exact, is_sampled
 from tasks.privacy.filters import PrivacyFilter, RenyiFilter, choose_filter, filter_of

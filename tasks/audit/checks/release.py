@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.ledger import ModelReleased
+from schemas.ledger import ModelReleased, ReleaseDecided, ReviewDecided
 from tasks.audit.context import AuditContext
 from tasks.audit.registry import Check, Findings, NotApplicable
 
@@ -21,9 +21,9 @@ def check_release(context: AuditContext, findings: Findings) -> str | NotApplica
     findings.expect(len(entered) == 1, release.path, f"is entered {len(entered)} times in the study log")
     for place, body in entered:
         findings.expect(body.release == given, place, "enters another release than the signed one")
-    findings.expect(
-        bool(about) and isinstance(about[-1][1].body, ModelReleased), release.path, "is not the study log's last entry"
-    )
+    before = [entry.body for _, entry in about if not isinstance(entry.body, ReviewDecided | ReleaseDecided)]
+    last = bool(before) and isinstance(before[-1], ModelReleased)
+    findings.expect(last, release.path, "is not the study log's last entry before reviewers decided")
     trained = [r for r in context.opened_rounds if r <= context.plan.mechanism.rounds]
     findings.expect(given.rounds == max(trained, default=0), release.path, "states another number of rounds")
     whole = given.rounds == context.plan.mechanism.rounds

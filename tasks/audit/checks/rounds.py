@@ -5,8 +5,9 @@ from __future__ import annotations
 from schemas.layout import attempt_key, round_key
 from schemas.messages import Collected, Instruction, Record, SharesChecked
 from schemas.plan import histogram_length, update_length
-from tasks.audit.context import AuditContext, Signed
+from tasks.audit.context import AuditContext
 from tasks.audit.registry import Check, Findings, NotApplicable
+from tasks.audit.signed import Signed
 from tasks.secure_sum.record import (
     open_contributions,
     verify_certificate,
