@@ -14,13 +14,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.round_steps import Answers, Reason, RoundSteps
+from flows.round_steps import Answers, Reason, SumSteps
 from schemas.canonical import sha256_hex
 from schemas.errors import OperationError, PeerError
 from schemas.layout import attempt_key, round_key
 from schemas.ledger import RecordProposed, SumOpened
 from schemas.messages import Collected, Contribution, Instruction, Opening, Record, ShareRequest
-from tasks.lineage import Lineage, extend_lineage
 from tasks.rounds import (
     MAXIMUM_REQUESTS,
     read_contribution,
@@ -33,14 +32,13 @@ from tasks.rounds import (
 from tasks.secure_sum.bulk import add_bulk
 from tasks.secure_sum.opening import open_sum, verify_share
 from tasks.secure_sum.record import KeySum, add_key_ciphertexts
-from tasks.server_step import ModelState, apply_step, state_digest
 from tasks.storage.mailbox import Signed, read_blob
 
 
 class OpeningSteps:
     """From closed collection to the published opening of one round."""
 
-    def __init__(self, steps: RoundSteps) -> None:
+    def __init__(self, steps: SumSteps) -> None:
         self.steps = steps
 
     # --- record
@@ -197,7 +195,6 @@ class OpeningSteps:
             )
         result = opened.astype("<i8").tobytes()
         store.put(round_key(study, self.steps.round, None, "result.bin"), result)
-        after = self.next_state(opened)
         self.steps.publish(
             round_key(study, self.steps.round, None, "opening.json"),
             Opening(
@@ -209,7 +206,7 @@ class OpeningSteps:
                 shares=tuple((holder, shares[holder][0]) for holder in sorted(shares)),
                 bulk_sum=digest,
                 result=sha256_hex(result),
-                model=state_digest(after),
+                model=self.steps.digest_after(opened),
             ),
         )
         return opened
@@ -223,34 +220,6 @@ class OpeningSteps:
             SumOpened(round=self.steps.round, opening=opening.digest, model=opening.predicate.model),
         )
         return opening
-
-    def recompute(self) -> tuple[NDArray[np.int64], Lineage]:
-        """Recomputes the published opening as every site does; returns the sum and the model after the round.
-
-        Raises:
-            PeerError: the published messages do not open to the published sum.
-        """
-        after = extend_lineage(
-            self.steps.context.store,
-            self.steps.plan,
-            lambda _: self.steps.public,
-            self.steps.lineage,
-            self.steps.round,
-            self.steps.context.options.bulk_processes,
-        )
-        if after is None:
-            raise OperationError("not-opened", f"Round {self.steps.round} has no opening.", "Resume the study.")
-        data = self.steps.context.store.get(round_key(self.steps.plan.study, self.steps.round, None, "result.bin"))
-        assert data is not None
-        return np.frombuffer(data, dtype="<i8").astype(np.int64), after
-
-    def next_state(self, opened: NDArray[np.int64]) -> ModelState:
-        """Returns the model after this round; evaluation leaves it unchanged."""
-        return (
-            apply_step(self.steps.plan, self.steps.lineage.state, opened)
-            if self.steps.kind == "train"
-            else self.steps.lineage.state
-        )
 
     # --- parts
 

@@ -15,7 +15,7 @@ from prefect import flow
 from flows.context import CoordinatorContext
 from flows.notices import SITE_SILENT, notify, site_resource
 from flows.opening_steps import OpeningSteps
-from flows.round_steps import Answers, RoundOutcome, RoundSteps
+from flows.round_steps import Answers, RoundOutcome, RoundSteps, SumSteps
 from flows.tasks import deciding, waiting
 from flows.waiting import SiteRuns
 from schemas.errors import OperationError
@@ -27,7 +27,9 @@ from tasks.storage.mailbox import Signed
 from tasks.tracking.names import round_name
 
 
-class _Clock:
+class Clock:
+    """How long each step took."""
+
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
@@ -59,29 +61,12 @@ async def run_round(
     @flow(name=f"{kind}-round", flow_run_name=round_name(kind, round_), retries=0, persist_result=False)
     async def round_flow() -> RoundOutcome:
         """Asks the sites for noisy, encrypted updates, and opens nothing but their sum."""
-        clock = _Clock()
+        clock = Clock()
         with clock("issue"):
             instruction = await issue(steps)
         asked = {"study": context.study, "round": round_, "attempt": steps.attempt}
         runs = SiteRuns(context, "site-round", round_, round_name(kind, round_), asked)
-        opening = read_opening(context.store, context.plan, round_)
-        if opening is None:
-            with clock("dispatch"):
-                await ask_sites(runs, steps, instruction)
-        record = read_record(context.store, context.plan, round_)
-        if record is None:
-            answers = Answers()
-            with clock("collect"):
-                await collect(steps, instruction, answers, runs)
-            with clock("check"):
-                collected, checks = await check_shares(steps, instruction, answers, runs)
-            with clock("add"):
-                record = await add(steps, instruction, answers, collected, checks)
-        if opening is None:
-            with clock("certify"):
-                signatures = await certify(steps, record, runs)
-            with clock("open"):
-                await share_and_open(steps, instruction, record, signatures, runs)
+        record = await reach_opening(steps, instruction, runs, clock)
         with clock("apply"):
             opening, opened, after = await apply(steps)
         outcome = RoundOutcome(instruction, record, opening, opened, after, clock.seconds)
@@ -91,20 +76,49 @@ async def run_round(
     return await round_flow()
 
 
+async def reach_opening(
+    steps: SumSteps, instruction: Signed[Instruction], runs: SiteRuns, clock: Clock
+) -> Signed[Record]:
+    """Takes an issued instruction to its published opening, or goes on from where an earlier run stopped.
+
+    Raises:
+        OperationError: `too-few-contributions`, `no-quorum`, `no-active-set`.
+    """
+    opening = read_opening(steps.context.store, steps.plan, steps.round)
+    if opening is None:
+        with clock("dispatch"):
+            await ask_sites(runs, steps, instruction)
+    record = read_record(steps.context.store, steps.plan, steps.round)
+    if record is None:
+        answers = Answers()
+        with clock("collect"):
+            await collect(steps, instruction, answers, runs)
+        with clock("check"):
+            collected, checks = await check_shares(steps, instruction, answers, runs)
+        with clock("add"):
+            record = await add(steps, instruction, answers, collected, checks)
+    if opening is None:
+        with clock("certify"):
+            signatures = await certify(steps, record, runs)
+        with clock("open"):
+            await share_and_open(steps, instruction, record, signatures, runs)
+    return record
+
+
 @deciding("issue")
-async def issue(steps: RoundSteps) -> Signed[Instruction]:
+async def issue(steps: SumSteps) -> Signed[Instruction]:
     """Signs and publishes the round's instruction."""
     return steps.issue()
 
 
 @waiting("dispatch")
-async def ask_sites(runs: SiteRuns, steps: RoundSteps, instruction: Signed[Instruction]) -> None:
+async def ask_sites(runs: SiteRuns, steps: SumSteps, instruction: Signed[Instruction]) -> None:
     """Starts one flow run at every participant and at every other key holder."""
     await runs.start(_everybody(steps))
 
 
 @waiting("collect")
-async def collect(steps: RoundSteps, instruction: Signed[Instruction], answers: Answers, runs: SiteRuns) -> None:
+async def collect(steps: SumSteps, instruction: Signed[Instruction], answers: Answers, runs: SiteRuns) -> None:
     """Waits until every participant answered or the deadline passed."""
     options, progress = steps.context.options, steps.context.progress
     participants = instruction.predicate.participants
@@ -136,7 +150,7 @@ async def collect(steps: RoundSteps, instruction: Signed[Instruction], answers: 
 
 @waiting("check-shares")
 async def check_shares(
-    steps: RoundSteps, instruction: Signed[Instruction], answers: Answers, runs: SiteRuns
+    steps: SumSteps, instruction: Signed[Instruction], answers: Answers, runs: SiteRuns
 ) -> tuple[Signed[Collected], dict[str, tuple[str, ...]]]:
     """Closes the collection and waits for the holders to try their sealed shares."""
     collected = steps.close(instruction, answers)
@@ -161,7 +175,7 @@ async def check_shares(
 
 @deciding("add")
 async def add(
-    steps: RoundSteps,
+    steps: SumSteps,
     instruction: Signed[Instruction],
     answers: Answers,
     collected: Signed[Collected],
@@ -172,7 +186,7 @@ async def add(
 
 
 @waiting("certify")
-async def certify(steps: RoundSteps, record: Signed[Record], runs: SiteRuns) -> dict[str, str]:
+async def certify(steps: SumSteps, record: Signed[Record], runs: SiteRuns) -> dict[str, str]:
     """Waits for every holder that answers, at least Q, to sign the record."""
     quorum = steps.plan.threshold.certificate_quorum
     expected = _answering_holders(steps, {site for site, _ in record.predicate.contributions})
@@ -191,7 +205,7 @@ async def certify(steps: RoundSteps, record: Signed[Record], runs: SiteRuns) -> 
 
 @deciding("share-and-open")
 async def share_and_open(
-    steps: RoundSteps,
+    steps: SumSteps,
     instruction: Signed[Instruction],
     record: Signed[Record],
     signatures: dict[str, str],
@@ -211,7 +225,7 @@ async def share_and_open(
 
 
 async def _ask_active_set(
-    steps: RoundSteps,
+    steps: SumSteps,
     instruction: Signed[Instruction],
     record: Signed[Record],
     request: Signed[ShareRequest],
@@ -234,15 +248,15 @@ async def _ask_active_set(
 @deciding("apply")
 async def apply(steps: RoundSteps) -> tuple[Signed[Opening], NDArray[np.int64], Lineage]:
     """Recomputes the opening from what was published, takes the server step, and enters it into the study log."""
-    opened, lineage = OpeningSteps(steps).recompute()
+    opened, lineage = steps.recompute()
     return OpeningSteps(steps).log_opening(), opened, lineage
 
 
-def _everybody(steps: RoundSteps) -> list[str]:
+def _everybody(steps: SumSteps) -> list[str]:
     return [site.name for site in steps.plan.sites if site.key_holder or site.contributor]
 
 
-def _answering_holders(steps: RoundSteps, contributed: set[str]) -> set[str]:
+def _answering_holders(steps: SumSteps, contributed: set[str]) -> set[str]:
     # A holder that contributed is alive; one that did not may be: it is welcome, but not waited for beyond the quorum.
     holders = {site.name for site in steps.plan.key_holders}
     answering = holders & contributed
@@ -250,7 +264,7 @@ def _answering_holders(steps: RoundSteps, contributed: set[str]) -> set[str]:
 
 
 async def _until_reviving(
-    steps: RoundSteps,
+    steps: SumSteps,
     done: Callable[[], bool],
     runs: SiteRuns,
     pending: Callable[[], set[str]],

@@ -8,6 +8,7 @@ is opened only for a certificate of Q signatures. A step that runs again finds w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import copyfileobj
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from flows.context import CoordinatorContext
 from schemas.envelope import Predicate, sign_envelope
 from schemas.errors import OperationError, PeerError
-from schemas.layout import attempt_key
+from schemas.layout import attempt_key, round_key
 from schemas.ledger import InstructionIssued
 from schemas.messages import (
     Collected,
@@ -31,8 +32,9 @@ from schemas.messages import (
     Refusal,
     SharesChecked,
 )
-from schemas.plan import histogram_length, update_length
-from tasks.lineage import Lineage
+from schemas.plan import Agreement
+from schemas.statistics import coefficients
+from tasks.lineage import Lineage, extend_lineage
 from tasks.rounds import (
     read_contribution,
     read_instruction,
@@ -43,7 +45,7 @@ from tasks.secure_sum.bulk import verify_bulk
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.record import verify_key_ciphertext
-from tasks.server_step import state_digest
+from tasks.server_step import apply_step, state_digest
 from tasks.storage.mailbox import Signed, read_blob, read_signed
 
 
@@ -57,6 +59,7 @@ class EpochLost(OperationError):
 
 BUDGET_CODES = frozenset({"budget-exceeded", "study-budget-exceeded"})
 Reason = Literal["silent", "refused", "invalid"]
+Kind = Literal["train", "evaluate", "statistics"]
 
 
 @dataclass
@@ -98,32 +101,33 @@ class RoundOutcome:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-class RoundSteps:
-    """One round of one study at the coordinator.
+class SumSteps(ABC):
+    """One encrypted sum at the coordinator, of a study's round or of a question.
 
     Args:
         public: The epoch's public side, from the verified ceremony.
-        lineage: Model before this round.
         round_: 1-based.
-        kind: ``train`` or ``evaluate``.
+        kind: What the sites are asked for.
     """
 
     def __init__(
-        self,
-        context: CoordinatorContext,
-        public: EpochPublic,
-        lineage: Lineage,
-        round_: int,
-        kind: Literal["train", "evaluate"],
-        attempt: int = 1,
+        self, context: CoordinatorContext[Agreement], public: EpochPublic, round_: int, kind: Kind, attempt: int = 1
     ) -> None:
         self.context = context
-        self.plan = context.plan
+        self.plan: Agreement = context.plan
         self.public = public
-        self.lineage = lineage
         self.round = round_
-        self.kind = kind
+        self.kind: Kind = kind
         self.attempt = attempt
+
+    @property
+    @abstractmethod
+    def before(self) -> tuple[str, str | None]:
+        """What the sites work on: digest of the model (or query), and of the opening that led to it."""
+
+    @abstractmethod
+    def digest_after(self, opened: NDArray[np.int64]) -> str:
+        """Returns the digest of the model that the opened sum leads to; of a question's query, unchanged."""
 
     # --- instruction and contributions
 
@@ -141,9 +145,9 @@ class RoundSteps:
                     round=self.round,
                     attempt=self.attempt,
                     participants=tuple(site.name for site in plan.contributors),
-                    model=state_digest(self.lineage.state),
-                    previous_opening=self.lineage.opening,
-                    length=update_length(plan) if self.kind == "train" else histogram_length(plan),
+                    model=self.before[0],
+                    previous_opening=self.before[1],
+                    length=coefficients(plan, self.kind),
                     log=self.context.log.position(),
                 ),
             )
@@ -281,3 +285,56 @@ class RoundSteps:
             )
         if len(people - lost) < self.plan.threshold.k_min:
             raise EpochLost("epoch-lost", f"Round {self.round}: key shares are lost at {', '.join(sorted(lost))}.")
+
+
+class RoundSteps(SumSteps):
+    """One round of one study at the coordinator.
+
+    Args:
+        lineage: Model before this round.
+        kind: ``train`` or ``evaluate``.
+    """
+
+    def __init__(
+        self,
+        context: CoordinatorContext,
+        public: EpochPublic,
+        lineage: Lineage,
+        round_: int,
+        kind: Literal["train", "evaluate"],
+        attempt: int = 1,
+    ) -> None:
+        super().__init__(context, public, round_, kind, attempt)
+        self.study_plan = context.plan
+        self.lineage = lineage
+
+    @property
+    def before(self) -> tuple[str, str | None]:
+        """Digests of the model before the round and of the opening that led to it."""
+        return state_digest(self.lineage.state), self.lineage.opening
+
+    def digest_after(self, opened: NDArray[np.int64]) -> str:
+        """Returns the digest of the model after this round; evaluation leaves it unchanged."""
+        train, state = self.kind == "train", self.lineage.state
+        return state_digest(apply_step(self.study_plan, state, opened) if train else state)
+
+    def recompute(self) -> tuple[NDArray[np.int64], Lineage]:
+        """Recomputes the published opening as every site does; returns the sum and the model after the round.
+
+        Raises:
+            PeerError: the published messages do not open to the published sum.
+            OperationError: `not-opened`.
+        """
+        after = extend_lineage(
+            self.context.store,
+            self.study_plan,
+            lambda _: self.public,
+            self.lineage,
+            self.round,
+            self.context.options.bulk_processes,
+        )
+        if after is None:
+            raise OperationError("not-opened", f"Round {self.round} has no opening.", "Resume the study.")
+        data = self.context.store.get(round_key(self.plan.study, self.round, None, "result.bin"))
+        assert data is not None
+        return np.frombuffer(data, dtype="<i8").astype(np.int64), after

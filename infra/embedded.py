@@ -126,7 +126,7 @@ class EmbeddedConsortium:
         for holder in holders.values():
             holder.certify()
         self._open(opening, holders, instruction, record, set(faults.unwilling))
-        opened, after = opening.recompute()
+        opened, after = steps.recompute()
         published = opening.log_opening()
         self.lineage = after
         return RoundOutcome(instruction, record, published, opened, after)
