@@ -62,6 +62,23 @@ async def show_round(plan: StudyPlan, facts: RoundFacts, codes: Mapping[str, str
     )
 
 
+async def show_review(plan: StudyPlan, text: str) -> None:
+    """Adds who has decided what to the present flow run's page (Markdown); the same key keeps the history."""
+    run = FlowRunContext.get()
+    if run is None or run.flow_run is None:
+        return
+    await _write(
+        None,
+        ArtifactCreate(
+            key=f"review-{plan.study[:12]}",
+            type="markdown",
+            description=f"Review of {plan.title}",
+            data=f"# Review of {plan.title}\n\n{text}",
+            flow_run_id=run.flow_run.id,
+        ),
+    )
+
+
 class StudyPage:
     """The summary on the study's own flow run: one artifact, rewritten after every round."""
 

@@ -1,4 +1,7 @@
-"""The release: study log entry, checkpoint, witnesses, MLflow, evidence; in this order, each step repeatable."""
+"""The candidate: study log entry, checkpoint, witnesses, MLflow, evidence; in this order, each step repeatable.
+
+What turns a candidate into a released model is the gate (`flows.gate`).
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ async def run_release(
         reason: Empty if every planned round was opened; else why the study ended before.
     """
 
-    @flow(name="release", flow_run_name="release", retries=0, persist_result=False)
+    @flow(name="candidate", flow_run_name="candidate", retries=0, persist_result=False)
     async def release_flow() -> Released:
         """Signs the release, collects the sites' witnesses, registers the model, exports the evidence."""
         metrics = released_metrics(context, evaluation)

@@ -73,6 +73,28 @@ def publish_log(context: CoordinatorContext) -> None:
     context.store.put(ledger_key(context.study, name, True, "checkpoint.json"), checkpoint)
 
 
+def publish_later_entries(context: CoordinatorContext) -> None:
+    """Publishes what was entered after the closing, as a further slice with a checkpoint over the whole log.
+
+    The store is create-only: a slice that a crash left without its checkpoint gets it here.
+    """
+    name, study, entries = context.plan.coordinator.name, context.study, context.log.entries()
+    published = _published_entries(context)
+    if published < len(entries):
+        later = b"".join(entry + b"\n" for entry in entries[published:])
+        context.store.put(ledger_key(study, name, True, f"entries-{published:06d}.jsonl"), later)
+    closed = checkpoints(context)[name].predicate.position.size
+    key = ledger_key(study, name, True, f"checkpoint-{len(entries):06d}.json")
+    if len(entries) > closed and not context.store.exists(key):
+        context.store.put(key, context.log.sign_checkpoint(study))
+
+
+def _published_entries(context: CoordinatorContext) -> int:
+    prefix = ledger_key(context.study, context.plan.coordinator.name, True, "entries-")
+    slices = [key for key in context.store.list(prefix.rsplit("/", 1)[0]) if key.startswith(prefix)]
+    return sum((context.store.get(key) or b"").count(b"\n") for key in slices)
+
+
 def missing_items(context: CoordinatorContext, item: str) -> list[str]:
     """Returns the sites whose ledger item (checkpoint.json or witness.json) is not in the store."""
     sites = [site.name for site in context.plan.sites]

@@ -115,3 +115,17 @@ class SiteSettings(Settings):
     token_file: str | None = None
     ca_file: str | None = None
     options: RunOptions = RunOptions()
+
+
+class ReviewerSettings(Settings):
+    """`config.json` in a reviewer's home.
+
+    Attributes:
+        mlflow_uri: Where models are registered: the address of an MLflow server, or ``sqlite:////…/mlflow.db``.
+        artifacts: Folder of MLflow's artifacts where there is no server.
+    """
+
+    format: Literal["consilium/reviewer/1"] = "consilium/reviewer/1"
+    name: str
+    mlflow_uri: str
+    artifacts: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,8 @@ from schemas.envelope import sign_envelope
 from schemas.errors import PlanError
 from schemas.layout import approval_key, coordinator_prefix, plan_key, site_prefix
 from schemas.messages import PlanApproval
-from schemas.options import CoordinatorSettings, RunOptions, SiteSettings
-from schemas.plan import CoordinatorEntry, SiteEntry, StudyPlan
+from schemas.options import CoordinatorSettings, ReviewerSettings, RunOptions, SiteSettings
+from schemas.plan import CoordinatorEntry, ReleaseSpec, ReviewerEntry, SiteEntry, StudyPlan
 from schemas.threshold import Threshold, broken_rules, default_threshold, verify_numbers_fit
 from site_agents.policy import verify_delta
 from tasks.identity import Identity, generate_identity, load_identity, save_identity
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from infra.datasets import PlanParts, SiteTable
 
 COORDINATOR = "coordinator"
+# Two, so that a release takes four eyes.
+REVIEWERS = ("first-reviewer", "second-reviewer")
 TITLES = {
     "breast-cancer": "Is this breast mass malignant?",
     "uci-heart": "Is a coronary artery narrowed?",
@@ -60,7 +62,7 @@ def prepare_study(options: DemoOptions, workdir: Workdir) -> tuple[StudyPlan, De
     state = _new_state(asked)
     workdir.write_state(state)
     purpose = f"Demonstration on real patients' data ({asked.data}) of training without pooling rows."
-    plan = prepare_parties(workdir, tables, parts, numbers, TITLES[asked.data], purpose)
+    plan = prepare_parties(workdir, tables, parts, numbers, TITLES[asked.data], purpose, reviewers=REVIEWERS)
     return plan, state.model_copy(update={"stage": "running", "study": plan.study})
 
 
@@ -72,11 +74,13 @@ def prepare_parties(
     title: str,
     purpose: str,
     key_holders: Collection[str] | None = None,
+    reviewers: Sequence[str] = (),
 ) -> StudyPlan:
     """Makes everybody's home, keys and table, writes the plan and lets every party read and sign it.
 
     Args:
         key_holders: Names of the sites that hold a share of the key; all of them by default.
+        reviewers: Names of people who review the model, each with a home of its own; all of them must approve.
 
     Raises:
         PlanError: the numbers do not fit together.
@@ -85,6 +89,7 @@ def prepare_parties(
     from infra.datasets import write_site_tables
 
     identities = {name: _make_home(name, home) for name, home in _homes(workdir, tables)}
+    reviewing = {name: _make_home(name, workdir.reviewer(name)) for name in reviewers}
     write_site_tables(tables, workdir.site)
     for folder in (workdir.store, workdir.logs):
         folder.mkdir(mode=0o700)
@@ -102,6 +107,8 @@ def prepare_parties(
         optimizer=parts.optimizer,
         budget=parts.budget,
         evaluation=parts.evaluation,
+        reviewers=tuple(ReviewerEntry(name=n, identity_key=key.identity_key) for n, key in reviewing.items()),
+        release=ReleaseSpec(reviewers_needed=max(1, len(reviewers))),
     )
     _sign_plan(plan, identities, workdir)
     return plan
@@ -156,6 +163,13 @@ def write_participant_settings(
         ),
         home / "config.json",
     )
+    for reviewer in plan.reviewers:
+        save_settings(
+            ReviewerSettings(
+                name=reviewer.name, mlflow_uri=f"sqlite:///{home / 'mlflow.db'}", artifacts=str(home / "mlartifacts")
+            ),
+            workdir.reviewer(reviewer.name) / "config.json",
+        )
     for site in plan.sites:
         save_settings(
             SiteSettings(

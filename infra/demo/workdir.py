@@ -67,6 +67,10 @@ class Workdir:
         """Returns the home of site `name`."""
         return self.root / "sites" / name
 
+    def reviewer(self, name: str) -> Path:
+        """Returns the home of reviewer `name`."""
+        return self.root / "reviewers" / name
+
     def log(self, process: str) -> Path:
         """Returns the log file of a process."""
         return self.logs / f"{process}.log"
@@ -181,7 +185,13 @@ def _verify_space(root: Path, required_bytes: int) -> None:
 
 
 def _discard(workdir: Workdir) -> None:
-    for folder in (workdir.coordinator, workdir.root / "sites", workdir.store, workdir.logs):
+    for folder in (
+        workdir.coordinator,
+        workdir.root / "sites",
+        workdir.root / "reviewers",
+        workdir.store,
+        workdir.logs,
+    ):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (workdir.plan, workdir.public_keys, workdir.state_file):
         file.unlink(missing_ok=True)

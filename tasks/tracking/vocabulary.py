@@ -98,6 +98,10 @@ def release_tags(
     return tags
 
 
+# What the audit compares MLflow with.
+expected_tags = release_tags
+
+
 def _epsilon_tags(prefix: str, reports: Sequence[EpsilonReport]) -> dict[str, str]:
     """Returns the largest value over sites in each reading; the ledgers hold the rest."""
     readings = ("collusion", "outsider", "fallback")

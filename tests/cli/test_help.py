@@ -20,6 +20,12 @@ COMMANDS = [
     ["audit", "export"],
     ["audit", "verify"],
     ["plan", "check"],
+    ["review", "init"],
+    ["review", "list"],
+    ["review", "show"],
+    ["review", "approve"],
+    ["review", "reject"],
+    ["review", "gate"],
     ["study", "run"],
     ["ui"],
 ]
