@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.contract import DataContract
+from schemas.mapping import SiteMapping
 from site_agents.cohort.sources.files import file_digest
 from site_agents.cohort.sources.opening import open_source
 
@@ -44,59 +45,30 @@ class LocalData:
 
 
 def read_batches(local: LocalData | Path, contract: DataContract) -> Iterator[pa.RecordBatch]:
-    """Yields the contract's columns batch by batch; other columns are not read.
+    """Yields the site's cohort in the contract's columns, batch by batch; other columns are not read.
 
-    A value that does not parse as the contract's type leaves its column text, so that the check refuses it by name.
+    A value that does not fit leaves its column in a type that the contract check refuses by name.
 
     Raises:
-        SiteDataError: the source cannot be read, is not what its name says, or ends in a damaged row.
+        SiteDataError: the source cannot be read, is not what its name says, or ends in a damaged row; the mapping
+            cannot be read or does not fit the contract.
     """
-    source = open_source(LocalData.of(local).data)
-    names = {c.name for c in contract.columns}
-    for batch in source.read(names):
-        yield _parse(batch, contract)
+    from site_agents.cohort.mapping import map_batches, read_mapping
+
+    local = LocalData.of(local)
+    mapping = read_mapping(Path(local.mapping)) if local.mapping else SiteMapping()
+    yield from map_batches(contract, mapping, open_source(local.data).read(mapping.source_columns(contract)))
 
 
 def read_table(local: LocalData | Path, contract: DataContract) -> pa.Table:
-    """Reads all of the contract's columns into memory, for training.
+    """Reads the site's cohort into memory, for training.
 
     Raises:
         SiteDataError: as `read_batches`.
     """
-    import pyarrow as pa
+    from tasks.contract.arrow import collect_table
 
-    batches = list(read_batches(local, contract))
-    if not batches:
-        names = open_source(LocalData.of(local).data).column_names()
-        return pa.table({c.name: pa.nulls(0, pa.string()) for c in contract.columns if names.count(c.name) == 1})
-    if any(batch.schema != batches[0].schema for batch in batches):
-        # A column that parsed in one block and not in another is text, as the check will say.
-        fields = [_common_field(batches, name) for name in batches[0].schema.names]
-        batches = [batch.cast(pa.schema(fields)) for batch in batches]
-    return pa.Table.from_batches(batches)
-
-
-def _common_field(batches: list[pa.RecordBatch], name: str) -> pa.Field:
-    import pyarrow as pa
-
-    types = {batch.schema.field(name).type for batch in batches} - {pa.null()}
-    return pa.field(name, types.pop() if len(types) == 1 else pa.string())
-
-
-def _parse(batch: pa.RecordBatch, contract: DataContract) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    from tasks.contract.arrow import arrow_schema
-
-    schema = arrow_schema(contract)
-    columns = {}
-    for name in batch.schema.names:
-        values = batch.column(name)
-        try:
-            columns[name] = values.cast(schema.field(name).type) if values.type == pa.string() else values
-        except pa.ArrowInvalid:
-            columns[name] = values
-    return pa.record_batch(columns)
+    return collect_table(contract, read_batches(local, contract))
 
 
 def count_patients(contract: DataContract, table: pa.Table) -> int:
