@@ -15,6 +15,7 @@ from infra.commands.audit import audit
 from infra.commands.base import FILE, FOLDER, Example, PositiveDecimal, existing
 from infra.commands.deploy import deploy, proxy, serve
 from infra.commands.review import review
+from infra.commands.modes import study_modes
 from schemas.errors import ConsiliumError, OperationError
 
 
@@ -190,6 +191,9 @@ def plan_check(file: Path) -> None:
 @main.group(short_help="Studies that measure accuracy.")
 def study() -> None:
     """Studies over many public splits that measure what encryption and noise cost in accuracy."""
+
+
+study.add_command(study_modes)
 
 
 @study.command(

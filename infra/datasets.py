@@ -227,18 +227,20 @@ def simulated_aucs(
     noise_shares: int,
     repeats: int,
     stream_factory: Callable[[], NoiseStream] = os_noise_stream,
+    honest: int = 1,
 ) -> list[float]:
     """Trains on pooled rows with the plan's clipped integer sums and server step; returns the exact AUC per training.
 
     Args:
         noise_shares: Independent shares of sigma * C each: 1 is a trusted party, one per site is full local noise.
+        honest: h, if the shares are sigma * C / sqrt(h) each.
     """
     from tasks.contract.encoder import pool_cohorts
     from tasks.privacy.mechanism import training_mechanism
     from tasks.server_step import apply_step, initial_state, released_weights
     from tasks.training.train import train_sum
 
-    mechanism = replace(training_mechanism(plan), honest=1)
+    mechanism = replace(training_mechanism(plan), honest=honest)
     pooled = pool_cohorts(cohorts)
     found = []
     for _ in range(repeats):

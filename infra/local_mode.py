@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from infra.datasets import PlanParts, exact_held_out_auc
 from schemas.plan import LocalSpec, MechanismSpec, OptimizerSpec, StudyPlan
@@ -13,6 +13,8 @@ from tasks.privacy.noise import NoiseStream, os_noise_stream
 if TYPE_CHECKING:
     from tasks.contract.encoder import Cohort
 
+Server: TypeAlias = Literal["sgd", "adam", "yogi"]
+
 
 def local_parts(
     parts: PlanParts,
@@ -20,12 +22,13 @@ def local_parts(
     steps: int,
     learning_rate: str,
     proximal: str = "0",
-    update_norm: str = "2",
+    update_norm: str = "4",
     sampling_probability: str = "1",
+    server: Server = "sgd",
 ) -> PlanParts:
     """Derives parts of a study in local mode from those of a distributed one: same data, model, budget and rounds.
 
-    Every step of every round has the noise with which all of them fit the budget, and the server averages.
+    Every step of every round has the noise with which all of them fit the budget.
 
     Args:
         declared_patients: Sum over the sites; the public divisor of the weighted sum.
@@ -34,6 +37,7 @@ def local_parts(
         proximal: FedProx mu; "0" is FedAvg.
         update_norm: Public bound on one round's change of the model.
         sampling_probability: Of a patient to be in one step's batch.
+        server: ``sgd`` averages the sites' models; ``adam`` and ``yogi`` step with the learning rate of `parts`.
 
     Raises:
         BudgetError: the budget admits no such study.
@@ -56,8 +60,13 @@ def local_parts(
         rounds=parts.mechanism.rounds,
         local=LocalSpec(steps=steps, learning_rate=learning_rate, proximal=proximal, update_norm=update_norm),
     )
-    averaging = OptimizerSpec(kind="sgd", learning_rate="1", divisor=str(declared_patients))
-    return replace(parts, mechanism=mechanism, optimizer=averaging)
+    optimizer = OptimizerSpec(kind="sgd", learning_rate="1", divisor=str(declared_patients))
+    if server != "sgd":
+        # Nothing holds the average back, so the server does not decay weights; Yogi starts from epsilon**2.
+        changes = {"kind": server, "divisor": optimizer.divisor, "weight_decay": "0"}
+        changes |= {"epsilon": "1e-3"} if server == "yogi" else {}
+        optimizer = parts.optimizer.model_copy(update=changes)
+    return replace(parts, mechanism=mechanism, optimizer=optimizer)
 
 
 def simulated_local_auc(

@@ -26,6 +26,7 @@ COMMANDS = [
     ["review", "approve"],
     ["review", "reject"],
     ["review", "gate"],
+    ["study", "modes"],
     ["study", "run"],
     ["ui"],
 ]
