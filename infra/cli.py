@@ -14,8 +14,8 @@ import click
 from infra.commands.audit import audit
 from infra.commands.base import FILE, FOLDER, Example, PositiveDecimal, existing
 from infra.commands.deploy import deploy, proxy, serve
-from infra.commands.review import review
 from infra.commands.modes import study_modes
+from infra.commands.review import review
 from schemas.errors import ConsiliumError, OperationError
 
 
