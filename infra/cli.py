@@ -14,6 +14,7 @@ import click
 from infra.commands.audit import audit
 from infra.commands.base import FILE, FOLDER, Example, PositiveDecimal, existing
 from infra.commands.deploy import deploy, proxy, serve
+from infra.commands.model import model
 from infra.commands.modes import study_modes
 from infra.commands.review import review
 from schemas.errors import ConsiliumError, OperationError
@@ -242,6 +243,7 @@ def ui(workdir: Path, browser: bool) -> None:
 
 
 main.add_command(audit)
+main.add_command(model)
 main.add_command(review)
 
 

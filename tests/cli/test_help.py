@@ -19,6 +19,8 @@ COMMANDS = [
     ["coordinator", "serve"],
     ["audit", "export"],
     ["audit", "verify"],
+    ["model", "list"],
+    ["model", "describe"],
     ["plan", "check"],
     ["review", "init"],
     ["review", "list"],
