@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from schemas.canonical import Decimal, Extended, Strict
 from schemas.conditions import Condition, CrossRule, LabelRule, Split
 from schemas.contract_rules import verify_columns, verify_rules
-from schemas.errors import PlanError
+from schemas.errors import PlanError, SiteDataError
 
 Kind = Literal["number", "code", "boolean", "identifier", "time"]
 Role = Literal["patient_id", "label", "held_out", "feature", "time", "key", "outcome", "support"]
@@ -128,3 +128,15 @@ class ContractVerdict(Strict):
     @property
     def passed(self) -> bool:
         return bool(self.rules) and all(rule.passed for rule in self.rules)
+
+
+class ContractViolation(SiteDataError):
+    """The site's table breaks rules of the contract.
+
+    Args:
+        verdict: Which rules; it may leave the site with the refusal.
+    """
+
+    def __init__(self, verdict: ContractVerdict, message: str, remedy: str) -> None:
+        super().__init__("contract-violated", message, remedy)
+        self.verdict = verdict

@@ -90,21 +90,6 @@ def verify_instruction(plan: StudyPlan, instruction: Instruction, site: str, exp
         refuse("wrong-model", "the model does not follow from the last published opening.")
 
 
-def verify_model_allowed(plan: StudyPlan, allowed: tuple[str, ...]) -> None:
-    """Refuses a module that this site's own settings do not name: a plan alone never makes a site run a package.
-
-    Raises:
-        PlanError: `model-not-allowed`.
-    """
-    module = plan.model.module
-    if module is not None and module.entry not in allowed:
-        raise PlanError(
-            "model-not-allowed",
-            f"This site does not allow the module {module.entry} of the plan.",
-            "Read the package, install the plan's version, and add the module to models in config.json.",
-        )
-
-
 def verify_cohort_size(plan: Agreement, site: str, patients: int) -> None:
     """Refuses a cohort that the declared, public size does not cover: sums could wrap, and the divisor would be wrong.
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.canonical import canonical_bytes, sha256_hex
-from schemas.contract import ContractVerdict
+from schemas.contract import ContractVerdict, ContractViolation
 from schemas.envelope import sign_envelope
 from schemas.errors import BudgetError, ConsiliumError, PeerError
 from schemas.layout import attempt_key
@@ -118,7 +118,8 @@ class Sending:
         commit(self.work.context.ledger, self.work.plan.study, self.work.round, asked, contribution)
 
     def refuse(self, error: ConsiliumError, verdict: ContractVerdict | None = None) -> None:
-        """Declines this attempt: an entry in the ledger, then a signed refusal that carries only the error's code.
+        """Declines this attempt: an entry in the ledger, then a signed refusal that carries the error's
+        code and, for a broken contract, pass or fail per rule.
 
         What was decided for the attempt stays: a contribution is never followed by a refusal, nor one by another.
         """
@@ -135,7 +136,7 @@ class Sending:
             code=error.code,
             detail=error.message[:400] if isinstance(error, BudgetError) else "",
             ledger=self.work.context.ledger.position(),
-            verdict=verdict,
+            verdict=error.verdict if isinstance(error, ContractViolation) else verdict,
         )
         key = self.work.context.home.identity.signing
         self.work.context.outbox.answer(

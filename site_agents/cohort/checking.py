@@ -12,7 +12,7 @@ from pathlib import Path
 
 from schemas.canonical import digest_of
 from schemas.contract import ContractVerdict, DataContract
-from site_agents.cohort.reader import LocalData
+from site_agents.cohort.reader import LocalData, read_batches
 
 _REMEMBERED = 256
 _VERDICTS: OrderedDict[tuple[str, str], CheckedTable] = OrderedDict()
@@ -53,8 +53,7 @@ def check_cohort(local: LocalData | Path, contract: DataContract) -> CheckedTabl
 
 
 def _check(local: LocalData, contract: DataContract) -> CheckedTable:
-    from site_agents.cohort.reader import count_patients, read_table
-    from tasks.contract.suite import verify_table
+    from tasks.contract.suite import check_batches, verify_report
 
-    table = read_table(local, contract)
-    return CheckedTable(verify_table(contract, table), count_patients(contract, table))
+    report = verify_report(contract, check_batches(contract, read_batches(local, contract)))
+    return CheckedTable(report.verdict, report.patients)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from schemas.contract import DataContract
 from schemas.mapping import SiteMapping
+from site_agents.cohort.sources.base import Source, wanted_columns
 from site_agents.cohort.sources.files import file_digest
 from site_agents.cohort.sources.opening import open_source
 
@@ -57,7 +58,20 @@ def read_batches(local: LocalData | Path, contract: DataContract) -> Iterator[pa
 
     local = LocalData.of(local)
     mapping = read_mapping(Path(local.mapping)) if local.mapping else SiteMapping()
-    yield from map_batches(contract, mapping, open_source(local.data).read(mapping.source_columns(contract)))
+    yield from map_batches(contract, mapping, _read(open_source(local.data), mapping.source_columns(contract)))
+
+
+def _read(source: Source, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    """Yields a source's batches; of one without rows, a batch that tells which columns it has."""
+    import pyarrow as pa
+
+    empty = True
+    for batch in source.read(columns):
+        empty = False
+        yield batch
+    if empty:
+        names = wanted_columns(source.column_names(), columns)
+        yield pa.record_batch([pa.nulls(0)] * len(names), names=names)
 
 
 def read_table(local: LocalData | Path, contract: DataContract) -> pa.Table:

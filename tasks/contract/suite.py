@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from schemas.contract import ContractVerdict, DataContract, RuleVerdict
-from schemas.errors import SiteDataError
+from schemas.contract import ContractVerdict, ContractViolation, DataContract, RuleVerdict
 from tasks.contract.arrow import conform_table
 from tasks.contract.distinct import RowCounter
 from tasks.contract.engine import count_violations, latest_moment, warm_engine
@@ -105,7 +104,7 @@ def verify_table(contract: DataContract, table: pa.Table) -> ContractVerdict:
     """Checks a table and refuses it unless every rule passes.
 
     Raises:
-        SiteDataError: `contract-violated`, naming rule, column and remedy, quoting no value and no count.
+        ContractViolation: `contract-violated`, naming rule, column and remedy, quoting no value and no count.
     """
     return verify_report(contract, check_batches(contract, [table])).verdict
 
@@ -114,12 +113,12 @@ def verify_report(contract: DataContract, report: CheckReport) -> CheckReport:
     """Refuses a report in which a rule did not pass.
 
     Raises:
-        SiteDataError: `contract-violated`, naming rule, column and remedy, quoting no value and no count.
+        ContractViolation: `contract-violated`, naming rule, column and remedy, quoting no value and no count.
     """
     if not report.verdict.passed:
         failures = describe_failures(contract, report.verdict)
-        raise SiteDataError(
-            "contract-violated",
+        raise ContractViolation(
+            report.verdict,
             f"The table does not satisfy contract {contract.name} {contract.version}: {'; '.join(failures)}.",
             "Nothing was charged. Correct the table or the mapping, see consilium site contract check, and start the "
             "agent again.",
