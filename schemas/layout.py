@@ -5,6 +5,8 @@ Names are create-only: a name once written keeps its bytes. The same names are t
 
 from __future__ import annotations
 
+ANSWER = "answer.json"
+
 
 def coordinator_prefix(study: str) -> str:
     return f"coordinator/{study}"
@@ -52,7 +54,7 @@ def ledger_key(study: str, owner: str, coordinator: bool, item: str) -> str:
 
 
 def release_key(study: str, item: str) -> str:
-    """Items: weights.safetensors, release.json, manifest.json."""
+    """Items: weights.safetensors, release.json, manifest.json; of a question answer.json."""
     return f"{coordinator_prefix(study)}/release/{item}"
 
 

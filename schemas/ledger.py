@@ -13,7 +13,7 @@ from pydantic import Field
 
 from schemas.canonical import Decimal, Digest, Name, Strict
 from schemas.envelope import Predicate
-from schemas.messages import ModelRelease
+from schemas.messages import ModelRelease, StatisticsRelease
 from schemas.review import ReviewDecision
 
 NO_STUDY = "0" * 64
@@ -240,6 +240,13 @@ class ReleaseDecided(Strict):
     model_version: str = Field(max_length=300)
 
 
+class StatisticsAnswered(Strict):
+    """A question was answered: nothing more is summed under it."""
+
+    kind: Literal["statistics-answered"] = "statistics-answered"
+    release: StatisticsRelease
+
+
 Body = Annotated[
     PlanApproved
     | CohortRegistered
@@ -253,6 +260,7 @@ Body = Annotated[
     | RecordProposed
     | SumOpened
     | ModelReleased
+    | StatisticsAnswered
     | ReviewDecided
     | ReleaseDecided,
     Field(discriminator="kind"),

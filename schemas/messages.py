@@ -331,6 +331,26 @@ class ModelRelease(Predicate):
     reason: str = Field(max_length=200)
 
 
+class StatisticsRelease(Predicate):
+    """The answer to a question. Signed by the coordinator's identity key; an entry of every log of the question.
+
+    Attributes:
+        query: Digest of the query.
+        opening: Envelope digest of the opening that it follows from.
+        participants: Sites in the sum, in name order.
+        figures: (name, value, low, high) with 95 % intervals for the noise, decimal strings, in the query's order.
+        epsilon: What one site's patient was charged in the collusion reading; purely epsilon if `pure`, else at the
+            plan's delta.
+    """
+
+    query: Digest
+    opening: Digest
+    participants: tuple[Name, ...]
+    figures: tuple[tuple[str, Decimal, Decimal, Decimal], ...]
+    epsilon: Decimal
+    pure: bool
+
+
 class EvidenceManifest(Predicate, Extended):
     """Every file of an evidence folder: (path, SHA-256), sorted by path. Signed by the coordinator.
 

@@ -7,27 +7,14 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.canonical import Decimal, Extended, parse_canonical, parse_json
-from schemas.contract import Column, DataContract
+from schemas.conditions import Condition
+from schemas.contract import DataContract
+from schemas.contract_rules import verify_rules
 from schemas.errors import PlanError
 from schemas.plan import Agreement, StudyPlan, histogram_length, update_length
 
 QUESTION_ROUND = 1
 LAPLACE_BITS = range(8, 13)
-
-
-class Condition(Extended):
-    """One condition on a row; a patient qualifies with at least one row that meets all conditions.
-
-    Attributes:
-        column: A number, code or boolean of the contract. A missing value meets no condition.
-        minimum, maximum: Inclusive bounds of a number; either may be absent.
-        codes: Accepted codes of a code column; ``true`` or ``false`` of a boolean.
-    """
-
-    column: str
-    minimum: Decimal | None = None
-    maximum: Decimal | None = None
-    codes: tuple[str, ...] = ()
 
 
 class StatisticsQuery(Extended):
@@ -42,7 +29,7 @@ class StatisticsQuery(Extended):
         scale_bits: One patient's bound is 2**scale_bits lattice units; 8 to 12 for ``laplace``.
         honest_noise_shares, k_min: As in a plan's threshold.
         noise: Which integer noise.
-        conditions: Who qualifies; everybody if empty.
+        conditions: A patient qualifies with at least one row of the cohort for which all of them hold.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("noise", "conditions")
@@ -106,38 +93,23 @@ class StatisticsPlan(Agreement):
                 "Write the question with `consilium statistics ask`.",
             )
         if query.column:
-            _verify_column(self.contract, query.column, ("number",))
-        for condition in query.conditions:
-            _verify_condition(self.contract, condition)
+            _verify_column(self.contract, query.column, query.minimum, query.maximum)
+        if query.conditions:
+            verify_rules(self.contract.model_copy(update={"cohort": query.conditions}))
         return self
 
 
-def _verify_column(contract: DataContract, name: str, kinds: tuple[str, ...]) -> Column:
+def _verify_column(contract: DataContract, name: str, low: str, high: str) -> None:
     column = next((c for c in contract.columns if c.name == name), None)
-    if column is None or column.kind not in kinds:
+    if column is None or column.kind != "number" or column.minimum is None or column.maximum is None:
+        raise PlanError(
+            "question-column", f"Expected {name} to be a number of the contract.", "See the contract's columns."
+        )
+    if not float(column.minimum) <= float(low) < float(high) <= float(column.maximum):
         raise PlanError(
             "question-column",
-            f"Expected {name} to be a column of the contract of kind {' or '.join(kinds)}.",
-            "See the contract's columns.",
-        )
-    return column
-
-
-def _verify_condition(contract: DataContract, condition: Condition) -> None:
-    column = _verify_column(contract, condition.column, ("number", "code", "boolean"))
-    low, high = condition.minimum, condition.maximum
-    if column.kind == "number":
-        good = not condition.codes and (low is not None or high is not None)
-        good = good and (low is None or high is None or float(low) <= float(high))
-    else:
-        known = set(column.codes) if column.kind == "code" else {"true", "false"}
-        good = low is None and high is None and bool(condition.codes) and set(condition.codes) <= known
-        good = good and len(set(condition.codes)) == len(condition.codes)
-    if not good:
-        raise PlanError(
-            "question-condition",
-            f"The condition on {condition.column} does not fit its column in the contract.",
-            "Give bounds for a number, codes of the contract for a code, true or false for a boolean.",
+            f"Expected a range of {name} within the contract's, {column.minimum} to {column.maximum}.",
+            "Ask within the public range.",
         )
 
 

@@ -20,32 +20,36 @@ from schemas.canonical import canonical_bytes, parse_canonical
 from schemas.errors import ConsiliumError, OperationError, SiteDataError
 from schemas.messages import Instruction
 from schemas.plan import StudyPlan
+from schemas.statistics import StatisticsPlan, parse_agreement
 from site_agents.cohort.reader import LocalData
 from tasks.privacy.noise import NoiseStream, os_noise_stream
 
 PRELOAD = ("site_agents.compute", "site_agents.cohort.reader", "tasks.contract.encoder", "tasks.training.local")
 
 Int64Array = NDArray[np.int64]
+Plan = StudyPlan | StatisticsPlan
 
 
 def compute_contribution(
-    plan: StudyPlan, site: str, kind: str, weights: NDArray[np.float64], data: LocalData | Path, stream: NoiseStream
+    plan: Plan, site: str, kind: str, weights: NDArray[np.float64], data: LocalData | Path, stream: NoiseStream
 ) -> Int64Array:
     """Computes this site's noised integer contribution.
 
     Args:
         site: This site's name in the plan, whose public weight a local update has.
-        kind: ``train`` or ``evaluate``.
+        kind: ``train``, ``evaluate`` or, of a question, ``statistics``.
         weights: Flat float64 weights of the model that the site recomputed itself.
         data: The site's table, and its mapping.
         stream: Source of the noise; from the operating system except in tests that record it.
 
     Returns:
-        int64 vector of `update_length(plan)` or `histogram_length(plan)` coefficients.
+        int64 vector of `schemas.statistics.coefficients(plan, kind)` coefficients.
 
     Raises:
         SiteDataError: the table cannot be read or is not what the contract says.
     """
+    if isinstance(plan, StatisticsPlan):
+        return _answer_question(plan, data, stream)
     from site_agents.cohort.reader import read_table
     from tasks.contract.encoder import encode_features
     from tasks.privacy.mechanism import evaluation_mechanism, training_mechanism
@@ -64,8 +68,18 @@ def compute_contribution(
     return mechanism.add_noise(mechanism.encode_counts(score_histogram(plan, cohort, weights)), stream)
 
 
+def _answer_question(plan: StatisticsPlan, data: LocalData | Path, stream: NoiseStream) -> Int64Array:
+    from site_agents.cohort.questions import patient_values
+    from site_agents.cohort.reader import read_table
+    from tasks.privacy.statistics import statistics_mechanism, statistics_sum
+
+    values, qualifies = patient_values(plan, read_table(data, plan.contract))
+    # One mechanism for both parts of the data: their patients are in one sum.
+    return statistics_mechanism(plan.query, "training").add_noise(statistics_sum(plan.query, values, qualifies), stream)
+
+
 def compute_in_child(
-    plan: StudyPlan,
+    plan: Plan,
     site: str,
     instruction: Instruction,
     weights: NDArray[np.float64],
@@ -111,7 +125,7 @@ def in_process(stream_for: Callable[[Instruction], NoiseStream]) -> Compute:
     """Returns a computation without a child, for the embedded in-process consortium."""
 
     def compute(
-        plan: StudyPlan,
+        plan: Plan,
         site: str,
         instruction: Instruction,
         weights: NDArray[np.float64],
@@ -123,13 +137,13 @@ def in_process(stream_for: Callable[[Instruction], NoiseStream]) -> Compute:
     return compute
 
 
-Compute = Callable[[StudyPlan, str, Instruction, NDArray[np.float64], LocalData, float], Int64Array]
+Compute = Callable[[Plan, str, Instruction, NDArray[np.float64], LocalData, float], Int64Array]
 
 
 def _child_main(pipe: Connection, plan: bytes, site: str, kind: str, weights: bytes, data: str, mapping: str) -> None:
     try:
         values = compute_contribution(
-            parse_canonical(StudyPlan, plan, "the plan"),
+            parse_agreement(plan, "the plan"),
             site,
             kind,
             np.frombuffer(weights, dtype=np.float64).copy(),

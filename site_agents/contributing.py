@@ -89,33 +89,22 @@ class Contributing(Sending):
         Raises:
             PeerError: `round-dead`: m_i was computed under another ceremony and is never encrypted under this one.
         """
-        sid_star = self.work.epoch.public.sid_star
-        private = f"private/{self.work.plan.study}/values-{self.work.round:04d}"
         if not self._reserved():
             raise OperationError("not-reserved", "The round was not charged.", "Report this: nothing was computed.")
 
-        def compute() -> bytes:
+        def compute() -> NDArray[np.int64]:
             assert self._state is not None
             kind = self.work.instruction.predicate.kind
-            weights = self._state.weights if kind == "train" else released_weights(self._state)
-            values = self.work.context.compute(
+            return self.work.context.compute(
                 self.work.plan,
                 self.work.context.name,
                 self.work.instruction.predicate,
-                weights,
+                self._state.weights if kind == "train" else released_weights(self._state),
                 self.work.context.data,
                 TRAINING_TIMEOUT_SECONDS,
             )
-            return sid_star.encode() + values.astype("<i8").tobytes()
 
-        stored = self.work.context.outbox.decide(private, compute)
-        if stored[:64].decode() != sid_star:
-            raise PeerError(
-                "round-dead",
-                self.work.plan.coordinator.name,
-                f"round {self.work.round} was begun under another key ceremony.",
-            )
-        return np.frombuffer(stored, dtype="<i8", offset=64).astype(np.int64, copy=False)
+        return self.decide_values(compute)
 
     # --- parts
 

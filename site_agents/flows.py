@@ -1,4 +1,4 @@
-"""The handful of flows that a hospital agrees to run: ceremony, round, release. Nothing else can be started here.
+"""The few flows that a hospital agrees to run: ceremony, round, question, release. Nothing else can be started here.
 
 Each step is a Prefect task of the site's own flow run, so that a person sees it. Policy: no retries and no caching (a
 retry re-runs a body; the outbox is what answers again), no persisted results (Prefect would pickle them), errors leave
@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,13 +25,16 @@ from schemas.canonical import Digest
 from schemas.contract import ContractVerdict
 from schemas.errors import ConsiliumError, OperationError
 from schemas.options import RunOptions
+from schemas.plan import Agreement
+from schemas.statistics import QUESTION_ROUND, StatisticsPlan
 from site_agents.admission import AgentFlow
 from site_agents.ceremony import STEPS, SiteCeremony
 from site_agents.certifying import Certifying
-from site_agents.context import SiteContext, open_context
+from site_agents.context import SiteContext, open_agreement, open_context
 from site_agents.contributing import Contributing
 from site_agents.home import open_home
-from site_agents.release import SiteRelease
+from site_agents.questioning import Questioning
+from site_agents.release import SiteAnswer, SiteRelease
 from site_agents.round import SiteRound
 from site_agents.run_states import coded, refused_state
 
@@ -54,6 +59,13 @@ class RoundParameters(_Parameters):
 
     study: Digest
     round: int = Field(ge=1, le=10_001)
+    attempt: int = Field(ge=1, le=16)
+
+
+class StatisticsParameters(_Parameters):
+    """Parameters of ``site-statistics``."""
+
+    study: Digest
     attempt: int = Field(ge=1, le=16)
 
 
@@ -100,7 +112,7 @@ def site_flows(folder: Path) -> dict[str, AgentFlow]:
     async def site_ceremony(study: str, epoch: int) -> Any:
         """Takes this site through a key ceremony."""
         with _one_at_a_time(folder, study):
-            return await _ceremony(_open(folder, study), epoch)
+            return await _ceremony(open_agreement(open_home(folder), study, Agreement), epoch)
 
     @flow(name="site-round", retries=0, persist_result=False)
     async def site_round(study: str, round: int, attempt: int) -> Any:
@@ -112,16 +124,23 @@ def site_flows(folder: Path) -> dict[str, AgentFlow]:
     async def site_release(study: str) -> Any:
         """Verifies the release and witnesses everybody's checkpoints."""
         with _one_at_a_time(folder, study):
-            return await _release(_open(folder, study))
+            return await _release(_closing(folder, study))
+
+    @flow(name="site-statistics", retries=0, persist_result=False)
+    async def site_statistics(study: str, attempt: int) -> Any:
+        """Answers a question before a study with a noised, encrypted count, or refuses it; helps to open the sum."""
+        with _one_at_a_time(folder, study):
+            return await _statistics(open_agreement(open_home(folder), study, StatisticsPlan), attempt)
 
     return {
         "site-ceremony": AgentFlow(site_ceremony, CeremonyParameters),
         "site-round": AgentFlow(site_round, RoundParameters),
+        "site-statistics": AgentFlow(site_statistics, StatisticsParameters),
         "site-release": AgentFlow(site_release, ReleaseParameters),
     }
 
 
-async def _ceremony(context: SiteContext, epoch: int) -> Any:
+async def _ceremony(context: SiteContext[Agreement], epoch: int) -> Any:
     ceremony = SiteCeremony(context, epoch)
     options = context.home.settings.options
     await step("verify", ceremony.verify)
@@ -145,13 +164,32 @@ async def _round(context: SiteContext, round_: int, attempt: int) -> Any:
         refusal = error
         await step("refuse", lambda: contributing.refuse(refusal))
         return refused_state(refusal.code)
-    code = await _contribute(contributing) if context.is_participant(work.instruction.predicate) else None
+    asked = context.is_participant(work.instruction.predicate)
+    code = await _contribute(contributing, "train", contributing.train) if asked else None
     if work.epoch.secrets is not None:
         await _certify(Certifying(work), context.home.settings.options)
     return refused_state(code) if code is not None else None
 
 
-async def _contribute(contributing: Contributing) -> str | None:
+async def _statistics(context: SiteContext[StatisticsPlan], attempt: int) -> Any:
+    work = SiteRound(context, QUESTION_ROUND, attempt)
+    questioning = Questioning(work)
+    try:
+        await step("verify", work.read)
+    except ConsiliumError as error:
+        refusal = error
+        await step("refuse", lambda: questioning.refuse(refusal))
+        return refused_state(refusal.code)
+    asked = context.is_participant(work.instruction.predicate)
+    code = await _contribute(questioning, "count", questioning.count) if asked else None
+    if work.epoch.secrets is not None:
+        await _certify(Certifying(work), context.home.settings.options)
+    return refused_state(code) if code is not None else None
+
+
+async def _contribute(
+    contributing: Contributing | Questioning, name: str, compute: Callable[[], NDArray[np.int64]]
+) -> str | None:
     """Contributes, or refuses and returns the code."""
     if contributing.decided:
         await step("resend", contributing.resend)
@@ -162,7 +200,7 @@ async def _contribute(contributing: Contributing) -> str | None:
         verdict = await step("validate", contributing.validate)
         checked = verdict
         await step("reserve", contributing.reserve)
-        values = await step("train", contributing.train)
+        values = await step(name, compute)
         await step("encrypt", lambda: contributing.encrypt(values, checked))
     except ConsiliumError as error:
         # The refusal is the state of the contribution; the same run stays to certify and share.
@@ -189,9 +227,8 @@ async def _certify(certifying: Certifying, options: RunOptions) -> None:
         await asyncio.sleep(options.poll_interval_seconds)
 
 
-async def _release(context: SiteContext) -> Any:
-    release = SiteRelease(context)
-    options = context.home.settings.options
+async def _release(release: SiteRelease | SiteAnswer) -> Any:
+    options = release.context.home.settings.options
     await step("verify", release.verify)
     await step("checkpoint", release.publish_checkpoint)
     await _wait(lambda: release.closed, options.release_deadline_seconds, options)
@@ -201,6 +238,14 @@ async def _release(context: SiteContext) -> Any:
 
 def _open(folder: Path, study: str) -> SiteContext:
     return open_context(open_home(folder), study)
+
+
+def _closing(folder: Path, study: str) -> SiteRelease | SiteAnswer:
+    home = open_home(folder)
+    context = open_agreement(home, study, Agreement)
+    if isinstance(context.plan, StatisticsPlan):
+        return SiteAnswer(open_agreement(home, study, StatisticsPlan))
+    return SiteRelease(open_context(home, study))
 
 
 @contextmanager

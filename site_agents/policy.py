@@ -12,6 +12,7 @@ from schemas.canonical import sha256_hex
 from schemas.errors import PeerError, PlanError, SiteDataError
 from schemas.messages import Instruction
 from schemas.plan import Agreement, StudyPlan, histogram_length, update_length
+from schemas.statistics import QUESTION_ROUND, StatisticsPlan
 from tasks.secure_sum.parameters import COHORT_MARGIN
 
 
@@ -69,16 +70,7 @@ def verify_instruction(plan: StudyPlan, instruction: Instruction, site: str, exp
     last = plan.mechanism.rounds + 1
     if not 1 <= instruction.round <= last:
         refuse("wrong-round", f"the plan has {last} rounds with evaluation, got round {instruction.round}.")
-    if instruction.attempt > 16:
-        refuse("wrong-attempt", "a round has at most 16 attempts.")
-    contributors = [s.name for s in plan.contributors]
-    people = list(instruction.participants)
-    if people != sorted(set(people)) or not set(people) <= set(contributors):
-        refuse("not-a-participant", "participants are not distinct contributors of the plan in name order.")
-    if site not in people:
-        refuse("not-a-participant", f"{site} is not among the participants.")
-    if len(people) < plan.threshold.k_min:
-        refuse("too-few-participants", f"expected at least k_min = {plan.threshold.k_min} participants.")
+    _verify_participants(plan, instruction, site)
     length = update_length(plan) if instruction.kind == "train" else histogram_length(plan)
     if instruction.length != length:
         refuse("wrong-length", f"the plan's {instruction.kind} rounds have {length} coefficients.")
@@ -88,6 +80,47 @@ def verify_instruction(plan: StudyPlan, instruction: Instruction, site: str, exp
         refuse("wrong-epoch", "the instruction is not for the current key ceremony.")
     if instruction.previous_opening != expected.previous_opening or instruction.model != expected.model:
         refuse("wrong-model", "the model does not follow from the last published opening.")
+
+
+def verify_question(plan: StatisticsPlan, instruction: Instruction, site: str, expected: Expected) -> None:
+    """Refuses an instruction that is not for the one sum of a question.
+
+    Args:
+        instruction: Already verified to be signed by the plan's coordinator.
+        site: This site's name.
+        expected: What the site itself knows; `model` is the query's digest.
+
+    Raises:
+        PeerError: `wrong-round`, `wrong-attempt`, `not-a-participant`, `too-few-participants`, `wrong-kind`,
+            `wrong-length`, `wrong-epoch`, `wrong-query`; all name the coordinator.
+    """
+    name = plan.coordinator.name
+    if (instruction.round, instruction.attempt) != (expected.round, expected.attempt):
+        raise PeerError("wrong-round", name, "the instruction is for another round or attempt than its name says.")
+    if instruction.round != QUESTION_ROUND:
+        raise PeerError("wrong-round", name, "a question has one round.")
+    if instruction.kind != "statistics":
+        raise PeerError("wrong-kind", name, "a question is answered by statistics alone.")
+    _verify_participants(plan, instruction, site)
+    if instruction.length != plan.query.length:
+        raise PeerError("wrong-length", name, f"the query has {plan.query.length} coefficients.")
+    if (instruction.epoch, instruction.sid_star) != (expected.epoch, expected.sid_star):
+        raise PeerError("wrong-epoch", name, "the instruction is not for the current key ceremony.")
+    if instruction.previous_opening is not None or instruction.model != expected.model:
+        raise PeerError("wrong-query", name, "the instruction is not for the plan's query.")
+
+
+def _verify_participants(plan: Agreement, instruction: Instruction, site: str) -> None:
+    name, people = plan.coordinator.name, list(instruction.participants)
+    if instruction.attempt > 16:
+        raise PeerError("wrong-attempt", name, "a round has at most 16 attempts.")
+    contributors = {s.name for s in plan.contributors}
+    if people != sorted(set(people)) or not set(people) <= contributors:
+        raise PeerError("not-a-participant", name, "participants are not distinct contributors in name order.")
+    if site not in people:
+        raise PeerError("not-a-participant", name, f"{site} is not among the participants.")
+    if len(people) < plan.threshold.k_min:
+        raise PeerError("too-few-participants", name, f"expected at least k_min = {plan.threshold.k_min} participants.")
 
 
 def verify_cohort_size(plan: Agreement, site: str, patients: int) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from schemas.canonical import sha256_hex
 from schemas.envelope import sign_envelope
 from schemas.errors import EvidenceError, PeerError
-from schemas.layout import ledger_key, release_key
-from schemas.ledger import ModelReleased
-from schemas.messages import Checkpoint, Closing, ModelRelease, Witness
+from schemas.layout import ANSWER, ledger_key, release_key
+from schemas.ledger import ModelReleased, StatisticsAnswered
+from schemas.messages import Checkpoint, Closing, ModelRelease, StatisticsRelease, Witness
 from schemas.plan import Agreement
+from schemas.statistics import StatisticsPlan
 from site_agents.context import SiteContext
+from site_agents.epoch import public_epoch
 from site_agents.lineage import model_before
 from tasks.ledger.verify import verify_log
+from tasks.questions import recompute_answer
 from tasks.server_step import state_digest, weights_safetensors
 from tasks.storage.mailbox import read_signed
 
@@ -104,6 +107,38 @@ class SiteRelease(SiteClosing):
             raise PeerError("wrong-release", coordinator.name, "the released model does not follow from the openings.")
         self.verify_log(coordinator.name, coordinator.identity_key, coordinator=True)
         self.context.ledger.append_once(study, ModelReleased(release=given))
+
+
+class SiteAnswer(SiteClosing):
+    """This site's part of closing a question: its answer must follow from the opened sum."""
+
+    def __init__(self, context: SiteContext[StatisticsPlan]) -> None:
+        super().__init__(context)
+        self.question_context = context
+
+    def verify(self) -> None:
+        """Recomputes the answer from the published opening, and checks the study log up to its checkpoint.
+
+        Raises:
+            PeerError: `release-missing`, `wrong-release`, naming the coordinator.
+        """
+        plan, context = self.question_context.plan, self.question_context
+        coordinator, key = plan.coordinator, release_key(plan.study, ANSWER)
+        given = read_signed(
+            context.store, key, StatisticsRelease, plan.study, coordinator.identity_key, coordinator.name
+        )
+        if given is None:
+            raise PeerError("release-missing", coordinator.name, "there is no signed answer.")
+        expected = recompute_answer(
+            context.store,
+            plan,
+            lambda epoch: public_epoch(context, epoch),
+            context.home.settings.options.bulk_processes,
+        )
+        if given.predicate != expected:
+            raise PeerError("wrong-release", coordinator.name, "the answer does not follow from the opened sum.")
+        self.verify_log(coordinator.name, coordinator.identity_key, coordinator=True)
+        context.ledger.append_once(plan.study, StatisticsAnswered(release=given.predicate))
 
 
 def read_entries(context: SiteContext[Agreement], owner: str, coordinator: bool) -> list[bytes]:

@@ -5,6 +5,7 @@ Invariant: what was decided once is replayed, with the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,23 @@ class Sending:
         checked = check_cohort(self.work.context.data, plan.contract)
         verify_cohort_size(plan, self.work.context.name, checked.patients)
         return checked.verdict
+
+    def decide_values(self, compute: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
+        """Computes m_i once per (sid*, round) and keeps it in the site's private folder; afterwards returns it.
+
+        Raises:
+            PeerError: `round-dead`: m_i was computed under another ceremony and is never encrypted under this one.
+        """
+        sid_star = self.work.epoch.public.sid_star
+        private = f"private/{self.work.plan.study}/values-{self.work.round:04d}"
+        stored = self.work.context.outbox.decide(private, lambda: sid_star.encode() + compute().astype("<i8").tobytes())
+        if stored[:64].decode() != sid_star:
+            raise PeerError(
+                "round-dead",
+                self.work.plan.coordinator.name,
+                f"round {self.work.round} was begun under another key ceremony.",
+            )
+        return np.frombuffer(stored, dtype="<i8", offset=64).astype(np.int64, copy=False)
 
     def encrypt(self, values: NDArray[np.int64], verdict: ContractVerdict) -> None:
         """Encrypts m_i under a one-time key and decides the contribution; everything durable, nothing sent."""

@@ -7,6 +7,7 @@ replayed instruction finds its reservation and spends nothing; nothing here can 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -23,7 +24,7 @@ from schemas.ledger import (
 )
 from schemas.plan import BudgetSpec, StudyPlan
 from tasks.ledger.rules import PARTS, LogRules, Part
-from tasks.ledger.store import LedgerStore
+from tasks.ledger.store import LedgerStore, Transaction
 from tasks.privacy.accounting import exact, format_decimal, gdp_limit, is_sampled
 from tasks.privacy.filters import GdpFilter, PrivacyFilter, choose_filter, filter_of
 from tasks.privacy.mechanism import evaluation_mechanism, training_mechanism
@@ -105,22 +106,46 @@ def reserve(
             `sampling-unsupported` (a sampled batch where the part's first charge fixed the GDP filter).
         EvidenceError: the plan was not approved in this ledger, or the round is closed.
     """
+    return reserve_all(store, cohort, ((instruction_digest, event),), round_, study, study_budget)[0]
+
+
+def reserve_all(
+    store: LedgerStore,
+    cohort: str,
+    charges: Sequence[tuple[str, PrivacyEvent]],
+    round_: int,
+    study: str,
+    study_budget: BudgetSpec | None = None,
+) -> tuple[FilterTotals, ...]:
+    """Charges all of `charges` (instruction digest, event) in one transaction, or none of them; else as `reserve`."""
     with store.transaction() as log:
-        stored = log.rules.reservations.get((study, instruction_digest))
-        if stored is not None:
-            if (stored.event, stored.round, stored.cohort) != (event, round_, cohort):
-                raise BudgetError(
-                    "reservation-mismatch", "The instruction was reserved with another mechanism, round or cohort."
-                )
-            return stored.after
-        before, after = _decide(log.rules, cohort, event, study, study_budget)
-        log.append(
-            study,
-            PrivacyReserved(
-                cohort=cohort, instruction=instruction_digest, round=round_, event=event, before=before, after=after
-            ),
-        )
-        return after
+        return tuple(_reserve(log, cohort, digest, round_, event, study, study_budget) for digest, event in charges)
+
+
+def _reserve(
+    log: Transaction,
+    cohort: str,
+    instruction_digest: str,
+    round_: int,
+    event: PrivacyEvent,
+    study: str,
+    study_budget: BudgetSpec | None,
+) -> FilterTotals:
+    stored = log.rules.reservations.get((study, instruction_digest))
+    if stored is not None:
+        if (stored.event, stored.round, stored.cohort) != (event, round_, cohort):
+            raise BudgetError(
+                "reservation-mismatch", "The instruction was reserved with another mechanism, round or cohort."
+            )
+        return stored.after
+    before, after = _decide(log.rules, cohort, event, study, study_budget)
+    log.append(
+        study,
+        PrivacyReserved(
+            cohort=cohort, instruction=instruction_digest, round=round_, event=event, before=before, after=after
+        ),
+    )
+    return after
 
 
 def would_admit(

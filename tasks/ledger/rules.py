@@ -39,6 +39,7 @@ from schemas.ledger import (
     ReleaseDecided,
     ReviewDecided,
     ShareReleased,
+    StatisticsAnswered,
     SumOpened,
 )
 from tasks.privacy.accounting import exact, gdp_limit, is_sampled
@@ -99,7 +100,7 @@ class LogRules:
                 self._admit_commit(study, body)
             case RecordSigned() | ShareReleased():
                 self._admit_share(study, body)
-            case InstructionIssued() | RecordProposed() | SumOpened() | ModelReleased():
+            case InstructionIssued() | RecordProposed() | SumOpened() | ModelReleased() | StatisticsAnswered():
                 self._admit_coordination(study, body)
             case ReviewDecided() | ReleaseDecided():
                 _require(
@@ -204,10 +205,10 @@ class LogRules:
         self._shares.setdefault(at, {})[body.request] = body.record
 
     def _admit_coordination(
-        self, study: str, body: InstructionIssued | RecordProposed | SumOpened | ModelReleased
+        self, study: str, body: InstructionIssued | RecordProposed | SumOpened | ModelReleased | StatisticsAnswered
     ) -> None:
-        if isinstance(body, ModelReleased):
-            _require(study not in self._released, "released-twice", "The study's model was released before.")
+        if isinstance(body, ModelReleased | StatisticsAnswered):
+            _require(study not in self._released, "released-twice", "Its model or answer was released before.")
             self._released.add(study)
             return
         at = (study, body.round)

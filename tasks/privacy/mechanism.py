@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -148,6 +149,10 @@ class GaussianMechanism:
     def noise_std(self, shares: int) -> float:
         """Returns the standard deviation, in real units, of the noise in a sum of `shares` sites' contributions."""
         return float(self.local_sigma / self.sensitivity * self.clip) * math.sqrt(shares)
+
+    def noise_reach(self, shares: int, level: float) -> float:
+        """Returns x, in real units, such that noise of `shares` shares is in [-x, x] with probability `level`."""
+        return NormalDist().inv_cdf((1 + level) / 2) * self.noise_std(shares)
 
     def event(self) -> GaussianEvent:
         """Returns what one execution must be charged as."""
