@@ -10,11 +10,12 @@ from typing import Generic
 from pydantic import ValidationError
 
 from flows.progress import Progress
-from schemas.canonical import parse_canonical, sha256_hex
+from schemas.canonical import sha256_hex
 from schemas.errors import OperationError, PlanError
 from schemas.ledger import PlanApproved
 from schemas.options import CoordinatorSettings, RunOptions
-from schemas.plan import Plan_co, StudyPlan
+from schemas.plan import Agreement, Plan_co, StudyPlan
+from schemas.statistics import StatisticsPlan, parse_agreement
 from tasks.identity import Identity, load_identity
 from tasks.ledger.store import LedgerStore
 from tasks.rounds import read_plan, verify_approvals
@@ -50,28 +51,58 @@ def open_coordinator(home: Path) -> CoordinatorContext:
     """Opens the coordinator's home and its study.
 
     Raises:
-        OperationError: `settings-unreadable`, `identity-unreadable`, `no-study`, and those of `open_store`.
-        PlanError: `plan-changed`, `not-in-plan`.
+        OperationError, PlanError, PeerError: as `open_question`, and `no-study`.
+    """
+    settings = _read_settings(home)
+    if not settings.study:
+        raise OperationError("no-study", "This coordinator has no study yet.", "Propose one: coordinator propose.")
+    return _open(home, home, settings, StudyPlan)
+
+
+def open_question(home: Path, question: str) -> CoordinatorContext[StatisticsPlan]:
+    """Opens a question in the coordinator's home; it has a folder and a log of its own in ``questions/``.
+
+    Args:
+        question: Plan digest of the question.
+
+    Raises:
+        OperationError: `settings-unreadable`, `identity-unreadable`, and those of `open_store`.
+        PlanError: `plan-changed`, `not-in-plan`, `wrong-kind`.
         PeerError: `approval-missing`.
     """
+    settings = _read_settings(home).model_copy(update={"study": question})
+    folder = question_folder(home, question)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _open(home, folder, settings, StatisticsPlan)
+
+
+def question_folder(home: Path, question: str) -> Path:
+    """Returns the folder of a question in the coordinator's home."""
+    return home / "questions" / question[:16]
+
+
+def _read_settings(home: Path) -> CoordinatorSettings:
     try:
-        settings = CoordinatorSettings.model_validate(json.loads((home / "config.json").read_text()))
+        return CoordinatorSettings.model_validate(json.loads((home / "config.json").read_text()))
     except (OSError, ValueError, ValidationError):
         raise OperationError(
             "settings-unreadable", f"Expected a coordinator's config.json in {home.name}.", "Prepare the home first."
         ) from None
+
+
+def _open(home: Path, folder: Path, settings: CoordinatorSettings, model: type[Plan_co]) -> CoordinatorContext[Plan_co]:
     identity = load_identity(home / "identity.json")
-    if not settings.study:
-        raise OperationError("no-study", "This coordinator has no study yet.", "Propose one: coordinator propose.")
     store = open_store(settings.store, "coordinator", settings.s3)
     data = read_plan(store, settings.study)
     if sha256_hex(data) != settings.study:
         raise PlanError("plan-changed", "The plan in the store is not the study's plan.", "Restore the signed plan.")
-    plan = parse_canonical(StudyPlan, data, "the plan")
+    plan: Agreement = parse_agreement(data, "the plan")
+    if not isinstance(plan, model):
+        raise PlanError("wrong-kind", "The plan is of another kind than was asked for.", "Name the other one.")
     if plan.coordinator.identity_key != identity.identity_key:
         raise PlanError("not-in-plan", "The plan names another coordinator key.", "Use the identity that signed it.")
     approvals = verify_approvals(store, plan)
-    log = LedgerStore(home / "study-log.sqlite", plan.coordinator.name, identity.signing)
-    context = CoordinatorContext(home, settings, identity, plan, store, log, Progress(home / "events.jsonl"))
+    log = LedgerStore(folder / "study-log.sqlite", plan.coordinator.name, identity.signing)
+    context = CoordinatorContext(folder, settings, identity, plan, store, log, Progress(folder / "events.jsonl"))
     log.append_once(plan.study, PlanApproved(approval=approvals[plan.coordinator.name]))
     return context

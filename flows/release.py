@@ -26,6 +26,7 @@ from flows.tasks import deciding, recording, waiting
 from flows.tracking import Tracker
 from flows.waiting import SiteRuns
 from schemas.messages import LogPosition, ModelRelease
+from schemas.plan import Agreement
 from tasks.audit.export import export_evidence
 from tasks.lineage import Lineage
 from tasks.metrics import EvaluationMetrics
@@ -92,7 +93,7 @@ async def publish_checkpoint(context: CoordinatorContext, release: Signed[ModelR
 
 
 @waiting("collect-witnesses")
-async def collect_witnesses(context: CoordinatorContext) -> None:
+async def collect_witnesses(context: CoordinatorContext[Agreement]) -> None:
     """Asks every site to verify the release and close its ledger, lists the checkpoints, and has them witnessed."""
     runs = SiteRuns(context, "site-release", 1, "release", {"study": context.study})
     await runs.start(site.name for site in context.plan.sites)
@@ -104,7 +105,7 @@ async def collect_witnesses(context: CoordinatorContext) -> None:
     await runs.abandon(sorted(silent))
 
 
-async def _wait_for(context: CoordinatorContext, runs: SiteRuns, item: str, sites: set[str]) -> set[str]:
+async def _wait_for(context: CoordinatorContext[Agreement], runs: SiteRuns, item: str, sites: set[str]) -> set[str]:
     """Waits until all `sites` published `item`; returns those that did not, or whose agent is gone."""
     start = time.monotonic()
     while missing := sites & set(missing_items(context, item)):
@@ -131,7 +132,7 @@ async def register_model(
 
 
 @deciding("export-evidence")
-async def export(context: CoordinatorContext) -> Path:
+async def export(context: CoordinatorContext[Agreement]) -> Path:
     """Copies everything that was published into the evidence folder, with a signed manifest."""
     folder = export_evidence(context.store, context.plan, context.home / "evidence", context.identity.signing)
     context.progress.emit("evidence-exported", path=str(folder))

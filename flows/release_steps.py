@@ -11,6 +11,7 @@ from schemas.errors import PeerError
 from schemas.layout import ledger_key, release_key
 from schemas.ledger import ModelReleased
 from schemas.messages import Checkpoint, Closing, ModelRelease
+from schemas.plan import Agreement
 from tasks.lineage import Lineage
 from tasks.metrics import EvaluationMetrics, derive_noise_sigma, evaluate_histogram
 from tasks.privacy.mechanism import evaluation_mechanism
@@ -64,7 +65,7 @@ def enter_signed_release(
     return found
 
 
-def publish_log(context: CoordinatorContext) -> None:
+def publish_log(context: CoordinatorContext[Agreement]) -> None:
     """Publishes the study log and a signed checkpoint over it; nothing is entered afterwards."""
     name = context.plan.coordinator.name
     entries = b"".join(entry + b"\n" for entry in context.log.entries())
@@ -95,13 +96,13 @@ def _published_entries(context: CoordinatorContext) -> int:
     return sum((context.store.get(key) or b"").count(b"\n") for key in slices)
 
 
-def missing_items(context: CoordinatorContext, item: str) -> list[str]:
+def missing_items(context: CoordinatorContext[Agreement], item: str) -> list[str]:
     """Returns the sites whose ledger item (checkpoint.json or witness.json) is not in the store."""
     sites = [site.name for site in context.plan.sites]
     return [s for s in sites if not context.store.exists(ledger_key(context.study, s, False, item))]
 
 
-def checkpoints(context: CoordinatorContext) -> dict[str, Signed[Checkpoint]]:
+def checkpoints(context: CoordinatorContext[Agreement]) -> dict[str, Signed[Checkpoint]]:
     """Returns log owner -> its published checkpoint, where the signature verifies."""
     plan = context.plan
     owners = [(plan.coordinator.name, plan.coordinator.identity_key, True)]
@@ -118,7 +119,7 @@ def checkpoints(context: CoordinatorContext) -> dict[str, Signed[Checkpoint]]:
     return found
 
 
-def publish_closing(context: CoordinatorContext) -> tuple[str, ...]:
+def publish_closing(context: CoordinatorContext[Agreement]) -> tuple[str, ...]:
     """Lists the checkpoints that close the study, once; returns the sites that are listed."""
     name = context.plan.coordinator.name
     key = ledger_key(context.study, name, True, "closing.json")

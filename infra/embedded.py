@@ -125,7 +125,7 @@ class EmbeddedConsortium:
         record = opening.propose(instruction, answers, collected, steps.read_checks(collected))
         for holder in holders.values():
             holder.certify()
-        self._open(opening, holders, instruction, record, set(faults.unwilling))
+        open_by_active_sets(opening, holders, instruction, record, faults.unwilling)
         opened, after = steps.recompute()
         published = opening.log_opening()
         self.lineage = after
@@ -157,27 +157,28 @@ class EmbeddedConsortium:
         """Returns the cumulative epsilon per site in the collusion reading."""
         return {report.site: report.collusion for report in epsilon_of_sites(self.coordinator, data)}
 
-    def _open(
-        self,
-        opening: OpeningSteps,
-        holders: dict[str, Certifying],
-        instruction: Signed[Instruction],
-        record: Signed[Record],
-        unwilling: set[str],
-    ) -> None:
-        silent: set[str] = set()
-        signatures = opening.read_signatures(record)
-        for number in range(1, MAXIMUM_REQUESTS + 1):
-            request = opening.request(record, number, signatures, silent)
-            for name, holder in holders.items():
-                if name not in unwilling:
-                    holder.share()
-            shares = opening.read_shares(instruction, record, request)
-            missing = set(request.predicate.active_set) - set(shares)
-            if not missing:
-                opening.open(instruction, record, request, shares)
-                return
-            silent |= missing
+
+def open_by_active_sets(
+    opening: OpeningSteps,
+    holders: dict[str, Certifying],
+    instruction: Signed[Instruction],
+    record: Signed[Record],
+    unwilling: Collection[str],
+) -> None:
+    """Asks active sets, one after another, until one answered completely, and opens the sum."""
+    silent: set[str] = set()
+    signatures = opening.read_signatures(record)
+    for number in range(1, MAXIMUM_REQUESTS + 1):
+        request = opening.request(record, number, signatures, silent)
+        for name, holder in holders.items():
+            if name not in unwilling:
+                holder.share()
+        shares = opening.read_shares(instruction, record, request)
+        missing = set(request.predicate.active_set) - set(shares)
+        if not missing:
+            opening.open(instruction, record, request, shares)
+            return
+        silent |= missing
 
 
 def contribute(work: SiteRound) -> ConsiliumError | None:
