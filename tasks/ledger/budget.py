@@ -17,6 +17,7 @@ from schemas.ledger import (
     NO_STUDY,
     CohortRegistered,
     FilterTotals,
+    LaplaceEvent,
     PrivacyCommitted,
     PrivacyEvent,
     PrivacyReserved,
@@ -25,7 +26,15 @@ from schemas.ledger import (
 from schemas.plan import BudgetSpec, StudyPlan
 from tasks.ledger.rules import PARTS, LogRules, Part
 from tasks.ledger.store import LedgerStore, Transaction
-from tasks.privacy.accounting import exact, format_decimal, gdp_limit, is_sampled
+from tasks.privacy.accounting import (
+    epsilon_of_events,
+    exact,
+    format_decimal,
+    gdp_limit,
+    is_sampled,
+    pure_epsilon,
+    round_epsilon,
+)
 from tasks.privacy.filters import GdpFilter, PrivacyFilter, choose_filter, filter_of
 from tasks.privacy.mechanism import evaluation_mechanism, training_mechanism
 
@@ -210,6 +219,7 @@ def describe_budget(store: LedgerStore, plan: StudyPlan | None = None) -> str:
         "over all studies and for ever, per patient, counting only the noise of the honest sites.",
         f"{len(rules.reservations)} uses in {len(studies)} studies were charged; a charge is never given back.",
     ]
+    lines += _describe_questions(rules)
     lines += [_describe_part(rules, part) for part in PARTS]
     if plan is not None:
         lines += _describe_plan(rules, plan)
@@ -274,6 +284,33 @@ def _registered(rules: LogRules) -> CohortRegistered:
             "cohort-unregistered", "Expected a budget for the site's data source.", "Register its cohort and budget."
         )
     return rules.cohort
+
+
+def _describe_questions(rules: LogRules) -> list[str]:
+    """Says what questions before a study were charged: an event that touched both parts of the data at once."""
+    words: Counter[str] = Counter()
+    asked = sorted({study for study, part in rules.study_events if _is_question(rules, study)})
+    for study in asked:
+        for event in rules.study_events[study, "training"]:
+            if isinstance(event, LaplaceEvent):
+                words[f"purely epsilon {round_epsilon(pure_epsilon(event))}"] += 1
+            else:
+                words[f"epsilon {epsilon_of_events([event], _registered(rules).delta)}"] += 1
+    if not asked:
+        return []
+    costs = ", ".join(f"{times} x {text}" if times > 1 else text for text, times in sorted(words.items()))
+    plural = "question" if len(asked) == 1 else "questions"
+    return [
+        f"Of these, {len(asked)} {plural} before a study: {costs}, each charged to training and held-out patients. The "
+        "same question under another name would be charged again. A purely epsilon-private answer counts here as the "
+        "worst mechanism of its epsilon; the same epsilon with Gaussian noise takes less."
+    ]
+
+
+def _is_question(rules: LogRules, study: str) -> bool:
+    both = [rules.study_events.get((study, part), Counter()) for part in PARTS]
+    bare = [{event.model_copy(update={"data": "training"}) for event in events} for events in both]
+    return bool(bare[0]) and bare[0] == bare[1]
 
 
 def _describe_part(rules: LogRules, part: Part) -> str:
