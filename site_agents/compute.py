@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.canonical import canonical_bytes, parse_canonical
+from schemas.canonical import canonical_bytes
 from schemas.errors import ConsiliumError, OperationError, SiteDataError
 from schemas.messages import Instruction
 from schemas.plan import StudyPlan
