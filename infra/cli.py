@@ -15,6 +15,7 @@ from infra.commands.audit import audit
 from infra.commands.base import FILE, FOLDER, Example, PositiveDecimal, existing
 from infra.commands.contract import contract, site_contract
 from infra.commands.deploy import deploy, proxy, serve
+from infra.commands.model import model
 from infra.commands.modes import study_modes
 from infra.commands.review import review
 from schemas.errors import ConsiliumError, OperationError
@@ -243,6 +244,7 @@ def ui(workdir: Path, browser: bool) -> None:
 
 
 main.add_command(audit)
+main.add_command(model)
 main.add_command(review)
 main.add_command(contract)
 site.add_command(site_contract)

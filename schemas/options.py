@@ -95,6 +95,7 @@ class SiteSettings(Settings):
         epsilon, delta: The site's budget over the lifetime of its data source, decimal strings.
         memory_folder: Where epoch secrets live; default a private folder in /dev/shm.
         training_in_child: Train in a fork-server child that can be killed.
+        models: Installed modules that a plan may train here, as "distribution:name"; none by default.
         token_file: File with the site's token for the coordinator's proxy; the coordinator then makes the site's work
             pool and deployments. None for a Prefect server without a proxy.
         ca_file: PEM file of the authority that signed the proxy's certificate; the system's authorities by default.
@@ -112,6 +113,7 @@ class SiteSettings(Settings):
     delta: str
     memory_folder: str | None = None
     training_in_child: bool = True
+    models: tuple[str, ...] = ()
     token_file: str | None = None
     ca_file: str | None = None
     options: RunOptions = RunOptions()

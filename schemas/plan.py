@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from math import prod
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import TypeVar
@@ -18,6 +19,8 @@ from schemas.canonical import Decimal, Extended, HexKey, Name, Strict, digest_of
 from schemas.contract import DataContract
 from schemas.errors import PlanError
 from schemas.threshold import Threshold, verify_numbers_fit
+
+MAX_MODULE_LENGTH = 2**28
 
 
 class SiteEntry(Extended):
@@ -49,16 +52,71 @@ class ReviewerEntry(Strict):
     identity_key: HexKey
 
 
-class ModelSpec(Extended):
-    """Model from the registry: ``logistic`` regression or ``mlp`` with tanh units; one logit output."""
+class ParameterSpec(Strict):
+    """One parameter tensor of a module and the public rule for its start.
 
-    kind: Literal["logistic", "mlp"]
+    Attributes:
+        start: ``uniform`` in +-1/sqrt(fan_in), fan_in the product of all extents but the first (of the only one, if
+            there is one); ``zeros``; ``ones``.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]{0,99}$")
+    shape: tuple[Annotated[int, Field(ge=1, le=2**31)], ...] = Field(max_length=8)
+    start: Literal["uniform", "zeros", "ones"]
+
+
+class ModuleSpec(Strict):
+    """A torch module that sites have installed themselves; nothing of it travels but these public facts.
+
+    Attributes:
+        distribution: Installed package, normalised name.
+        version: Its exact version.
+        name: Entry point in the group ``consilium.models``: called with the feature count, it returns the module.
+        parameters: Every parameter in the module's own order: the flat order of every update.
+    """
+
+    distribution: str = Field(pattern=r"^[a-z0-9](-?[a-z0-9]){0,99}$")
+    version: str = Field(pattern=r"^[0-9][0-9A-Za-z.+!]{0,49}$")
+    name: Name
+    parameters: tuple[ParameterSpec, ...] = Field(min_length=1, max_length=10_000)
+
+    @model_validator(mode="after")
+    def _check(self) -> ModuleSpec:
+        names = [parameter.name for parameter in self.parameters]
+        if len(set(names)) != len(names) or sum(prod(p.shape) for p in self.parameters) > MAX_MODULE_LENGTH:
+            raise PlanError(
+                "model-parameters", f"Parameters have distinct names and at most {MAX_MODULE_LENGTH} numbers."
+            )
+        return self
+
+    @property
+    def entry(self) -> str:
+        """What a site allows: ``distribution:name``."""
+        return f"{self.distribution}:{self.name}"
+
+
+class ModelSpec(Extended):
+    """Model from the registry; one logit output.
+
+    ``logistic`` regression, ``mlp`` with tanh units, or a ``module`` that every site has installed and allowed.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("module",)
+
+    kind: Literal["logistic", "mlp", "module"]
     hidden: tuple[int, ...] = ()
+    module: ModuleSpec | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ModelSpec:
         if (self.kind == "mlp") != bool(self.hidden) or any(not 1 <= h <= 4096 for h in self.hidden):
-            raise PlanError("model-hidden", "An mlp needs hidden sizes from 1 to 4096 and a logistic model has none.")
+            raise PlanError("model-hidden", "An mlp needs hidden sizes from 1 to 4096 and another model has none.")
+        if (self.kind == "module") != (self.module is not None):
+            raise PlanError(
+                "model-module",
+                "A module model, and no other, says which module it is.",
+                "Take what `consilium model describe` prints.",
+            )
         return self
 
 
@@ -284,7 +342,12 @@ def feature_count(contract: DataContract) -> int:
 
 
 def layer_shapes(plan: StudyPlan) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Returns parameter names and shapes in the flat order of every update: per layer weight (out, in), bias (out,)."""
+    """Returns parameter names and shapes in the flat order of every update.
+
+    Per layer weight (out, in), bias (out,); a module's parameters as the plan lists them.
+    """
+    if plan.model.module is not None:
+        return tuple((parameter.name, parameter.shape) for parameter in plan.model.module.parameters)
     sizes = (feature_count(plan.contract), *plan.model.hidden, 1)
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for index, (fan_in, fan_out) in enumerate(pairwise(sizes)):
@@ -294,13 +357,7 @@ def layer_shapes(plan: StudyPlan) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 def update_length(plan: StudyPlan) -> int:
     """Returns the number of coefficients of one training update."""
-    total = 0
-    for _, shape in layer_shapes(plan):
-        size = 1
-        for extent in shape:
-            size *= extent
-        total += size
-    return total
+    return sum(prod(shape) for _, shape in layer_shapes(plan))
 
 
 def histogram_length(plan: StudyPlan) -> int:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.canonical import canonical_bytes
-from schemas.errors import ConsiliumError, OperationError, SiteDataError
+from schemas.canonical import canonical_bytes, parse_canonical
+from schemas.errors import ConsiliumError, OperationError, PlanError, SiteDataError
 from schemas.messages import Instruction
 from schemas.plan import StudyPlan
 from schemas.statistics import StatisticsPlan, parse_agreement
@@ -92,25 +92,39 @@ def compute_in_child(
         OperationError: `training-died` or `training-timeout`.
         SiteDataError: as in the child.
     """
-    context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, canonical_bytes(plan), site, instruction.kind, weights.tobytes(), data.data, data.mapping)
-    child = context.Process(target=_child_main, args=arguments, daemon=True)
-    child.start()
-    theirs.close()
+    arguments = (canonical_bytes(plan), site, instruction.kind, weights.tobytes(), data.data, data.mapping)
     try:
-        if not ours.poll(timeout_seconds):
-            raise OperationError("training-timeout", "The computation did not finish in time.", "Run again later.")
-        tag, payload = ours.recv_bytes().split(b"\n", 1)
-    except (EOFError, ConnectionError):
-        raise OperationError("training-died", "The computation's process died.", "See the agent's log.") from None
-    finally:
-        child.kill()
-        child.join()
-        ours.close()
-    if tag != b"ok":
-        raise _child_error(tag.decode(), payload.decode())
+        payload = _in_child(_child_main, arguments, timeout_seconds)
+    except _ChildRefusal as refusal:
+        raise SiteDataError(refusal.code, refusal.text) from None
     return np.frombuffer(payload, dtype="<i8").astype(np.int64)
+
+
+def verify_module(plan: StudyPlan) -> None:
+    """Builds the plan's module, if it has one, on zeros alone, and refuses it with the reason.
+
+    Raises:
+        PlanError: as `tasks.training.registry.load_module`.
+    """
+    from tasks.training.registry import load_module
+
+    if plan.model.module is not None:
+        load_module(plan)
+
+
+def verify_module_in_child(plan: StudyPlan, timeout_seconds: float) -> None:
+    """Runs `verify_module` in a fork-server child: the agent itself never imports a model's package.
+
+    Raises:
+        PlanError: as in the child.
+        OperationError: `training-died` or `training-timeout`.
+    """
+    if plan.model.module is None:
+        return
+    try:
+        _in_child(_verify_main, (canonical_bytes(plan),), timeout_seconds)
+    except _ChildRefusal as refusal:
+        raise PlanError(refusal.code, refusal.text) from None
 
 
 def warm_up() -> None:
@@ -140,6 +154,34 @@ def in_process(stream_for: Callable[[Instruction], NoiseStream]) -> Compute:
 Compute = Callable[[Plan, str, Instruction, NDArray[np.float64], LocalData, float], Int64Array]
 
 
+class _ChildRefusal(Exception):
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(code)
+        self.code, self.text = code, text
+
+
+def _in_child(target: Callable[..., None], arguments: tuple[object, ...], timeout_seconds: float) -> bytes:
+    """Runs `target(pipe, *arguments)` in a fork-server child, killed at the deadline, and returns what it sent."""
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        if not ours.poll(timeout_seconds):
+            raise OperationError("training-timeout", "The computation did not finish in time.", "Run again later.")
+        tag, payload = ours.recv_bytes().split(b"\n", 1)
+    except (EOFError, ConnectionError):
+        raise OperationError("training-died", "The computation's process died.", "See the agent's log.") from None
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+    if tag != b"ok":
+        raise _ChildRefusal(tag.decode(), payload.decode())
+    return payload
+
+
 def _child_main(pipe: Connection, plan: bytes, site: str, kind: str, weights: bytes, data: str, mapping: str) -> None:
     try:
         values = compute_contribution(
@@ -155,5 +197,9 @@ def _child_main(pipe: Connection, plan: bytes, site: str, kind: str, weights: by
         pipe.send_bytes(error.code.encode() + b"\n" + error.message.encode())
 
 
-def _child_error(code: str, message: str) -> ConsiliumError:
-    return SiteDataError(code, message)
+def _verify_main(pipe: Connection, plan: bytes) -> None:
+    try:
+        verify_module(parse_canonical(StudyPlan, plan, "the plan"))
+        pipe.send_bytes(b"ok\n")
+    except ConsiliumError as error:
+        pipe.send_bytes(error.code.encode() + b"\n" + error.message.encode())

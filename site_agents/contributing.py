@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from schemas.errors import OperationError, PeerError
 from schemas.ledger import PrivacyEvent, PrivacyReserved
+from site_agents.compute import compute_in_child, verify_module, verify_module_in_child
 from site_agents.lineage import model_before
-from site_agents.policy import Expected, verify_instruction
+from site_agents.policy import Expected, verify_instruction, verify_model_allowed
 from site_agents.round import SiteRound
 from site_agents.sending import Sending
 from tasks.ledger.budget import reserve, would_admit
@@ -34,7 +35,8 @@ class Contributing(Sending):
         """Checks the instruction: signature, plan, epoch, model lineage, replay, and that the budget would admit it.
 
         Raises:
-            PeerError, BudgetError, OperationError: named as in `site_agents.policy` and `tasks.ledger.budget`.
+            PeerError, PlanError, BudgetError, OperationError: named as in `site_agents.policy`,
+                `tasks.training.registry` and `tasks.ledger.budget`.
         """
         instruction, epoch = self.work.instruction, self.work.epoch
         lineage = model_before(self.work.context, self.work.round)
@@ -48,12 +50,22 @@ class Contributing(Sending):
         )
         verify_instruction(self.work.plan, instruction.predicate, self.work.context.name, expected)
         self._state = lineage.state
+        self._verify_model()
         self.bind()
         event = self._event()
         if not self._reserved():
             would_admit(
                 self.work.context.ledger, self.work.context.cohort, event, self.work.plan.budget, self.work.plan.study
             )
+
+    def _verify_model(self) -> None:
+        """Refuses a module before anything is charged: not allowed here, not installed, or not what the plan pins."""
+        context = self.work.context
+        verify_model_allowed(self.work.plan, context.home.settings.models)
+        if context.compute is compute_in_child:
+            verify_module_in_child(self.work.plan, TRAINING_TIMEOUT_SECONDS)
+        else:
+            verify_module(self.work.plan)
 
     def _event(self) -> PrivacyEvent:
         return mechanism_for(self.work.plan, self.work.instruction.predicate.kind).event()

@@ -123,6 +123,21 @@ def _verify_participants(plan: Agreement, instruction: Instruction, site: str) -
         raise PeerError("too-few-participants", name, f"expected at least k_min = {plan.threshold.k_min} participants.")
 
 
+def verify_model_allowed(plan: StudyPlan, allowed: tuple[str, ...]) -> None:
+    """Refuses a module that this site's own settings do not name: a plan alone never makes a site run a package.
+
+    Raises:
+        PlanError: `model-not-allowed`.
+    """
+    module = plan.model.module
+    if module is not None and module.entry not in allowed:
+        raise PlanError(
+            "model-not-allowed",
+            f"This site does not allow the module {module.entry} of the plan.",
+            "Read the package, install the plan's version, and add the module to models in config.json.",
+        )
+
+
 def verify_cohort_size(plan: Agreement, site: str, patients: int) -> None:
     """Refuses a cohort that the declared, public size does not cover: sums could wrap, and the divisor would be wrong.
 

@@ -48,17 +48,17 @@ class ModelState:
 
 
 def initial_state(plan: StudyPlan) -> ModelState:
-    """Derives the state before the first step: zeros (logistic) or public uniform weights (mlp).
+    """Derives the state before the first step: zeros (logistic) or public uniform weights (mlp, module).
 
-    MLP weights are uniform in +-1/sqrt(fan_in) from SHAKE-256 of the plan digest, biases zero: everybody derives the
-    same start, and nobody chooses it.
+    MLP weights are uniform in +-1/sqrt(fan_in) from SHAKE-256 of the plan digest, biases zero; a module's start as the
+    plan says for each parameter. Everybody derives the same start, and nobody chooses it.
 
     Raises:
         PlanError: `optimizer-range` for a learning rate, divisor, beta or momentum outside its range.
     """
     _verify_optimizer(plan.optimizer)
     size = update_length(plan)
-    weights = np.zeros(size) if plan.model.kind == "logistic" else _derive_mlp_weights(plan)
+    weights = np.zeros(size) if plan.model.kind == "logistic" else _derive_weights(plan)
     spec = plan.optimizer
     first = np.zeros(size if spec.kind in ("momentum", "adam", "yogi") else 0)
     start = float(spec.epsilon) * float(spec.epsilon) if spec.kind == "yogi" else 0.0
@@ -196,19 +196,27 @@ def _yogi(spec: OptimizerSpec, state: ModelState, gradient: FloatVector) -> Mode
 _STEPS = {"sgd": _sgd, "momentum": _momentum, "adam": _adam, "yogi": _yogi}
 
 
-def _derive_mlp_weights(plan: StudyPlan) -> FloatVector:
+def _derive_weights(plan: StudyPlan) -> FloatVector:
     size = update_length(plan)
     stream = hashlib.shake_256(encode_parts("initial-weights", plan.study)).digest(8 * size)
     # 53 bits, odd multiples: exact in float64, symmetric around zero, never zero.
     unit = ((np.frombuffer(stream, "<u8") >> np.uint64(12)).astype(np.float64) * 2.0 + 1.0) / 2.0**53 * 2.0 - 1.0
     parts: list[FloatVector] = []
     offset = 0
-    for _, shape in layer_shapes(plan):
+    for shape, start in _starts(plan):
         count = math.prod(shape)
-        drawn = unit[offset : offset + count]
-        parts.append(np.zeros(count) if len(shape) == 1 else drawn / np.sqrt(np.float64(shape[1])))
+        if start == "uniform":
+            parts.append(unit[offset : offset + count] / np.sqrt(np.float64(math.prod(shape[1:] or shape))))
+        else:
+            parts.append(np.full(count, 1.0 if start == "ones" else 0.0))
         offset += count
     return np.concatenate(parts)
+
+
+def _starts(plan: StudyPlan) -> list[tuple[tuple[int, ...], str]]:
+    if plan.model.module is not None:
+        return [(parameter.shape, parameter.start) for parameter in plan.model.module.parameters]
+    return [(shape, "zeros" if len(shape) == 1 else "uniform") for _, shape in layer_shapes(plan)]
 
 
 def _verify_optimizer(spec: OptimizerSpec) -> None:

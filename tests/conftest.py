@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.installed import install_models
 from tests.simulator import Prepared, copy_study, open_consortium, prepare
 
 
@@ -46,3 +49,13 @@ def finished_study(prepared_study: Prepared, tmp_path_factory: pytest.TempPathFa
     evaluation = consortium.run_study()
     evidence = consortium.release(prepared.plan.mechanism.rounds, evaluation)
     return FinishedStudy(prepared, evidence, prepared.keys)
+
+
+@pytest.fixture(scope="session")
+def installed_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A package of models, installed with its entry points for the tests of one process."""
+    folder = tmp_path_factory.mktemp("installed")
+    install_models(folder)
+    yield folder
+    sys.path.remove(str(folder))
+    sys.modules.pop("hospital_models", None)

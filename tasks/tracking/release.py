@@ -100,10 +100,30 @@ def _find_version(client: Any, plan: StudyPlan) -> str | None:
 
 
 def _log_model(client: Any, run: StudyRun, plan: StudyPlan, weights: bytes, release: ModelRelease) -> str:
-    """Logs the model in MLflow's pt2 flavour (a traced graph, no pickle) beside ``weights.safetensors``."""
+    """Logs ``weights.safetensors`` and, beside it, the model in MLflow's pt2 flavour (a traced graph, no pickle).
+
+    A module that sites installed is logged as weights alone: the coordinator never runs its code.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    # Created by us, not by log_model, which would add the operating system's user, script and git commit.
+    model = client.create_logged_model(
+        run.experiment_id, name="released-model", source_run_id=run.run_id, tags=common_tags(plan)
+    )
+    client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=release.rounds)])
+    if plan.model.module is None:
+        _log_network(plan, weights, release, model.model_id)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        path.write_bytes(weights)
+        client.log_model_artifact(model.model_id, str(path))
+    client.finalize_logged_model(model.model_id, status="READY")
+    return str(model.model_id)
+
+
+def _log_network(plan: StudyPlan, weights: bytes, release: ModelRelease, model_id: str) -> None:
     import mlflow.pytorch
     import numpy as np
-    from mlflow.entities import LoggedModelOutput
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
@@ -112,14 +132,9 @@ def _log_model(client: Any, run: StudyRun, plan: StudyPlan, weights: bytes, rele
         inputs=Schema([TensorSpec(np.dtype("float32"), (-1, features))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 1))]),
     )
-    # Created by us, not by log_model, which would add the operating system's user, script and git commit.
-    model = client.create_logged_model(
-        run.experiment_id, name="released-model", source_run_id=run.run_id, tags=common_tags(plan)
-    )
-    client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=release.rounds)])
     mlflow.pytorch.log_model(
         build_network(plan, weights),
-        model_id=model.model_id,
+        model_id=model_id,
         signature=signature,
         # Stored in clear: zeros, never a patient's row. Two rows, so that the number of rows stays free.
         input_example=np.zeros((2, features), dtype=np.float32),
@@ -127,12 +142,6 @@ def _log_model(client: Any, run: StudyRun, plan: StudyPlan, weights: bytes, rele
         serialization_format="pt2",
         metadata={"study": plan.study, "weights": release.weights},
     )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.safetensors"
-        path.write_bytes(weights)
-        client.log_model_artifact(model.model_id, str(path))
-    client.finalize_logged_model(model.model_id, status="READY")
-    return str(model.model_id)
 
 
 def _requirements() -> list[str]:

@@ -1,4 +1,4 @@
-"""Closed-form per-patient gradients of the logistic and the MLP model: torch, float64, one thread, canonical order.
+"""Per-patient gradients: torch, float64, one thread, canonical order. In closed form for the logistic and MLP models.
 
 The loss of a row is binary cross-entropy on one logit z: dL/dz = sigmoid(z) - y. For a linear layer with input a and
 upstream gradient d, the row's weight gradient is the outer product d a^T and its bias gradient is d (Goodfellow 2015);
@@ -7,6 +7,8 @@ tanh units multiply by 1 - a^2 on the way down. A patient's gradient is the mean
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,8 +16,10 @@ from numpy.typing import NDArray
 from schemas.errors import PlanError
 from schemas.plan import StudyPlan, layer_shapes, update_length
 from tasks.contract.encoder import Cohort
+from tasks.training.modules import module_patient_gradients, module_predict
 
 FloatVector = NDArray[np.float64]
+Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def patient_gradients(plan: StudyPlan, cohort: Cohort, weights: FloatVector) -> torch.Tensor:
@@ -29,9 +33,11 @@ def patient_gradients(plan: StudyPlan, cohort: Cohort, weights: FloatVector) -> 
         weights: float64 (P,), the model that all sites hold.
 
     Raises:
-        PlanError: `weights-length`.
+        PlanError: `weights-length`; for a module the refusals of `tasks.training.registry`.
     """
     use_single_thread()
+    if plan.model.module is not None:
+        return module_patient_gradients(plan, cohort, weights)
     layers = unflatten(plan, weights)
     features = torch.from_numpy(np.ascontiguousarray(cohort.features))
     labels = torch.from_numpy(cohort.labels.astype(np.float64))
@@ -44,11 +50,13 @@ def patient_gradients(plan: StudyPlan, cohort: Cohort, weights: FloatVector) -> 
 def predict(plan: StudyPlan, features: FloatVector, weights: FloatVector) -> FloatVector:
     """Returns the predicted probability of every row, float64 (rows,)."""
     use_single_thread()
-    activations = _forward(unflatten(plan, weights), torch.from_numpy(np.ascontiguousarray(features)))
+    if plan.model.module is not None:
+        return module_predict(plan, features, weights)
+    activations = forward(unflatten(plan, weights), torch.from_numpy(np.ascontiguousarray(features)))
     return np.asarray(torch.sigmoid(activations[-1][:, 0]).numpy(), dtype=np.float64)
 
 
-def unflatten(plan: StudyPlan, weights: FloatVector) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def unflatten(plan: StudyPlan, weights: FloatVector) -> Layers:
     """Splits flat weights into (weight (out, in), bias (out,)) per layer.
 
     Raises:
@@ -74,8 +82,8 @@ def use_single_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _forward(layers: list[tuple[torch.Tensor, torch.Tensor]], features: torch.Tensor) -> list[torch.Tensor]:
-    """Returns the input of every layer and, last, the logits (rows, 1)."""
+def forward(layers: Layers, features: torch.Tensor) -> list[torch.Tensor]:
+    """Returns the input of every layer, float64 (rows, in), and last the logits (rows, 1)."""
     activations = [features]
     for index, (weight, bias) in enumerate(layers):
         out = activations[-1] @ weight.T + bias
@@ -83,18 +91,20 @@ def _forward(layers: list[tuple[torch.Tensor, torch.Tensor]], features: torch.Te
     return activations
 
 
-def _row_gradients(
-    layers: list[tuple[torch.Tensor, torch.Tensor]], features: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    activations = _forward(layers, features)
-    upstream = torch.sigmoid(activations[-1]) - labels[:, None]
-    parts: list[torch.Tensor] = []
-    for index in range(len(layers) - 1, -1, -1):
+def upstream_signals(layers: Layers, activations: list[torch.Tensor], labels: torch.Tensor) -> list[torch.Tensor]:
+    """Returns dL/d(output before tanh) of every layer and row, float64 (rows, out) each, from `forward`."""
+    signals = [torch.sigmoid(activations[-1]) - labels[:, None]]
+    for index in range(len(layers) - 1, 0, -1):
         inputs = activations[index]
-        outer = (upstream[:, :, None] * inputs[:, None, :]).flatten(start_dim=1)
-        parts = [outer, upstream, *parts]
-        if index > 0:
-            upstream = (upstream @ layers[index][0]) * (1.0 - inputs * inputs)
+        signals.append((signals[-1] @ layers[index][0]) * (1.0 - inputs * inputs))
+    return signals[::-1]
+
+
+def _row_gradients(layers: Layers, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    activations = forward(layers, features)
+    parts: list[torch.Tensor] = []
+    for inputs, signal in zip(activations[:-1], upstream_signals(layers, activations, labels), strict=True):
+        parts += [(signal[:, :, None] * inputs[:, None, :]).flatten(start_dim=1), signal]
     return torch.cat(parts, dim=1)
 
 

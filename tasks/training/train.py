@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from schemas.errors import PlanError
 from schemas.plan import StudyPlan, update_length
 from tasks.contract.encoder import Cohort
+from tasks.training.closed_form import clipped_sum, has_closed_form
 from tasks.training.encode import encode_gradients
 from tasks.training.gradients import patient_gradients
 
@@ -38,7 +39,7 @@ def train_sum(
             everybody, which a plan with sampling probability below 1 does not admit.
 
     Returns:
-        int64 (P,): exact, so the order of patients and sites does not matter.
+        int64 (P,): the same in any order of patients.
 
     Raises:
         PlanError: `sampling-undrawn` (patients were not drawn as the plan says), `weights-length`.
@@ -54,6 +55,11 @@ def train_sum(
     bound = _training_sensitivity(plan) if sensitivity is None else sensitivity
     total = np.zeros(update_length(plan), dtype=np.int64)
     training = cohort.training if chosen is None else cohort.training.only(chosen)
+    if has_closed_form(plan, bound):
+        # Which way a patient's rows go depends on the patient alone, so the bounds of both ways hold together.
+        single = np.bincount(training.patients, minlength=training.patient_count) == 1
+        total += clipped_sum(plan, training if single.all() else training.only(single), weights, bound)
+        training = training.only(~single)
     for part in _chunks(training, update_length(plan)):
         gradients = patient_gradients(plan, part, weights).numpy()
         total += encode_gradients(gradients, float(spec.clip_norm), spec.scale_bits, bound).sum(axis=0)

