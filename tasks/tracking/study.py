@@ -158,6 +158,18 @@ def _software_tags(software: Mapping[str, str]) -> dict[str, str]:
     return {f"consilium.software.{name}": version for name, version in sorted(software.items())}
 
 
+def _local_parameters(plan: StudyPlan) -> dict[str, str]:
+    local = plan.mechanism.local
+    if local is None:
+        return {}
+    return {
+        "local_steps": str(local.steps),
+        "local_learning_rate": local.learning_rate,
+        "local_proximal": local.proximal,
+        "local_update_norm": local.update_norm,
+    }
+
+
 def _parameters(plan: StudyPlan) -> list[Any]:
     from mlflow.entities import Param
 
@@ -169,6 +181,8 @@ def _parameters(plan: StudyPlan) -> list[Any]:
         "clip_norm": plan.mechanism.clip_norm,
         "noise_multiplier": plan.mechanism.noise_multiplier,
         "sampling_probability": plan.mechanism.sampling_probability,
+        "mode": plan.mechanism.mode,
+        **_local_parameters(plan),
         "optimizer": plan.optimizer.kind,
         "learning_rate": plan.optimizer.learning_rate,
         "divisor": plan.optimizer.divisor,

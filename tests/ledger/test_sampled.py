@@ -13,6 +13,7 @@ from schemas.plan import BudgetSpec
 from tasks.ledger.budget import BudgetExceeded, budget_state, describe_budget, register_cohort, reserve
 from tasks.ledger.verify import verify_log
 from tasks.privacy.accounting import calibrate_sampled_multiplier, exact, format_decimal, gdp_cost, renyi_cost
+from tasks.privacy.filters import choose_filter
 from tasks.privacy.renyi import renyi_limit
 from tests.ledger.logs import COHORT, KEY_HEX, OWNER, STUDY, make_store, sign_log
 from tests.privacy.plans import digest, make_mechanism, make_plan
@@ -123,3 +124,23 @@ def test_a_log_that_bends_the_sampled_filter_is_refused(bodies: list[tuple[str, 
     with pytest.raises(EvidenceError, match=f"Entry {len(head) + len(bodies) - 1} of") as caught:
         verify_log(sign_log([*head, *bodies]), OWNER, KEY_HEX)
     assert caught.value.code == code
+
+
+def test_local_steps_are_charged_together_in_either_filter(tmp_path: Path) -> None:
+    """One entry per round with all of its steps; the round that does not fit is refused whole."""
+    local = {"scope": "local", "honest": 1, "sites_in_sum": 1, "steps": 5, "noise_multiplier": "6"}
+    for name, sampling, unit in (("full", "1", "mu^2"), ("sampled", "0.25", "order 7")):
+        folder = tmp_path / name
+        folder.mkdir()
+        store = make_store(folder)
+        event = make_mechanism(**local, sampling_probability=sampling).event()
+        gate = choose_filter([event], "3", "1e-5")
+        assert unit in gate.unit
+        fits = int(gate.limit("3", "1e-5") / gate.cost(event))
+        assert fits >= 2
+        for round_ in range(1, fits + 1):
+            after = reserve(store, COHORT, digest(round_), round_, event, STUDY)
+            assert exact(after.spent) == round_ * gate.cost(event)
+        with pytest.raises(BudgetExceeded, match="the site's budget for training patients"):
+            reserve(store, COHORT, digest(0), fits + 1, event, STUDY)
+        assert exact(make_store(folder).verify().filters[0].spent) == fits * gate.cost(event)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import tasks.privacy.mechanism
+from schemas.canonical import canonical_bytes, parse_canonical
 from schemas.errors import PlanError
 from schemas.plan import OptimizerSpec, StudyPlan, update_length
 from tasks.contract.encoder import Cohort
@@ -214,3 +215,11 @@ def test_modes_and_their_numbers_belong_together() -> None:
             type(mechanism.local).model_validate(mechanism.local.model_dump() | change)
     with pytest.raises(PlanError, match="whose sites take local steps"):
         train_locally(plan, "birch", COHORTS["birch"], np.zeros(4), os_noise_stream())
+
+
+def test_plans_from_before_the_local_mode_keep_their_bytes() -> None:
+    older, local = make_plan(), make_local_plan(proximal="0.5")
+    assert b'"local"' not in canonical_bytes(older)
+    assert b'"mode":"local"' in canonical_bytes(local)
+    for plan in (older, local):
+        assert parse_canonical(StudyPlan, canonical_bytes(plan), "a plan").study == plan.study
