@@ -18,6 +18,7 @@ from infra.commands.deploy import deploy, proxy, serve
 from infra.commands.model import model
 from infra.commands.modes import study_modes
 from infra.commands.review import review
+from infra.commands.study import study_check, study_init, study_run
 from schemas.errors import ConsiliumError, OperationError
 
 
@@ -190,43 +191,14 @@ def plan_check(file: Path) -> None:
     click.echo(describe_plan(read_plan(file)))
 
 
-@main.group(short_help="Studies that measure accuracy.")
+@main.group(short_help="Studies written as YAML; studies that measure accuracy.")
 def study() -> None:
-    """Studies over many public splits that measure what encryption and noise cost in accuracy."""
+    """Studies from files: on your own table, or over many public splits to measure what encryption and noise cost."""
 
 
 study.add_command(study_modes)
-
-
-@study.command(
-    "run",
-    cls=Example,
-    epilog="consilium study run heart --data-dir uci_heart --out heart-study\n"
-    "consilium study run heart --data-dir uci_heart --seeds 0-4 --epsilon 1 --out heart-study --resume",
-)
-@click.argument("name", metavar="NAME")
-@click.option("--data-dir", type=FOLDER, help="Folder with the original files.")
-@click.option("--seeds", default="0-19", show_default=True, help="Seeds of the public splits, first-last.")
-@click.option("--epsilon", "epsilons", default="1,3", show_default=True, help="Budgets, separated by commas.")
-@click.option("--out", type=FOLDER, required=True, help="Folder for runs, table and plot.")
-@click.option("--resume", is_flag=True, help="Go on in --out; finished runs are kept.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
-def study_run(
-    name: str, data_dir: Path | None, seeds: str, epsilons: str, out: Path, resume: bool, as_json: bool
-) -> None:
-    """Run a study with real encryption on many public splits, all sites in this process.
-
-    NAME is heart or eicu. Exit code 1 if a required figure is not reached.
-    """
-    from rich.console import Console
-
-    from infra.studies.command import FAILED_EXIT_CODE, StudyOptions, parse_epsilons, parse_seeds, run_study
-    from infra.studies.report import render_table
-
-    options = StudyOptions(name, data_dir, parse_seeds(seeds), parse_epsilons(epsilons), out, resume)
-    report = run_study(options, Console(stderr=True))
-    click.echo(report.model_dump_json(indent=2) if as_json else render_table(report))
-    sys.exit(0 if report.met else FAILED_EXIT_CODE)
+for command in (study_init, study_check, study_run):
+    study.add_command(command)
 
 
 @main.command(

@@ -25,11 +25,13 @@ class SiteTable:
         site: Site name.
         table: Arrow table with the contract's columns.
         declared_patients: Cohort size rounded up to the next ten: what the site declares in public.
+        mapping: Content of the site's mapping file; None for a table with the contract's own columns.
     """
 
     site: str
     table: pa.Table
     declared_patients: int
+    mapping: bytes | None = None
 
 
 def round_declared(patients: int) -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from infra.datasets import PlanParts, SiteTable
 
 COORDINATOR = "coordinator"
+MAPPING = "mapping.yaml"
 # Two, so that a release takes four eyes.
 REVIEWERS = ("first-reviewer", "second-reviewer")
 TITLES = {
@@ -91,6 +92,9 @@ def prepare_parties(
     identities = {name: _make_home(name, home) for name, home in _homes(workdir, tables)}
     reviewing = {name: _make_home(name, workdir.reviewer(name)) for name in reviewers}
     write_site_tables(tables, workdir.site)
+    for table in tables:
+        if table.mapping is not None:
+            _write_private(workdir.site(table.site) / MAPPING, table.mapping.decode())
     for folder in (workdir.store, workdir.logs):
         folder.mkdir(mode=0o700)
     holders = {t.site for t in tables} if key_holders is None else set(key_holders)
@@ -176,6 +180,7 @@ def write_participant_settings(
                 name=site.name,
                 store=str(workdir.store),
                 data=str(workdir.site(site.name) / "cohort.parquet"),
+                mapping=_mapping_of(workdir.site(site.name)),
                 studies=(plan.study,),
                 prefect_api_url=prefect_api_url,
                 epsilon=plan.budget.epsilon,
@@ -185,6 +190,10 @@ def write_participant_settings(
             ),
             workdir.site(site.name) / "config.json",
         )
+
+
+def _mapping_of(home: Path) -> str:
+    return str(home / MAPPING) if (home / MAPPING).is_file() else ""
 
 
 def _homes(workdir: Workdir, tables: tuple[SiteTable, ...]) -> list[tuple[str, Path]]:

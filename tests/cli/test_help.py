@@ -31,6 +31,8 @@ COMMANDS = [
     ["review", "approve"],
     ["review", "reject"],
     ["review", "gate"],
+    ["study", "init"],
+    ["study", "check"],
     ["study", "modes"],
     ["study", "run"],
     ["ui"],
