@@ -47,6 +47,7 @@ from tasks.audit.logs import Log, read_log, slices_of
 from tasks.audit.names import BULK_KINDS, MANIFEST, Item, parse_name
 from tasks.audit.registry import AuditFailure
 from tasks.audit.signed import Signed
+from tasks.audit.snapshot import MlflowSnapshot
 from tasks.ledger.merkle import MerkleTree
 from tasks.review import verify_decision
 from tasks.secure_sum.context import RoundContext
@@ -59,8 +60,11 @@ T = TypeVar("T")
 class AuditContext:
     """One evidence folder under audit."""
 
-    def __init__(self, evidence: EvidenceFolder, keys: PublicKeys | None) -> None:
+    def __init__(
+        self, evidence: EvidenceFolder, keys: PublicKeys | None, snapshot: MlflowSnapshot | None = None
+    ) -> None:
         self.keys = keys
+        self.snapshot = snapshot
         self._memory: dict[Any, Any] = {}
         self._list(evidence)
 

@@ -30,12 +30,57 @@ class CheckResult(Strict):
     does_not_prove: str
 
 
+class Headline(Strict):
+    """The main figures of a release, each recomputed by its check; None where that check did not pass.
+
+    Attributes:
+        epsilon: Largest over sites, training patients, under the plan's collusion.
+        recomputed_by: Accountants that agreed.
+        review: candidate, released, rejected or withdrawn, as signed decisions give.
+    """
+
+    title: str
+    rounds: int
+    planned_rounds: int
+    complete: bool
+    epsilon: str | None
+    epsilon_limit: str
+    delta: str
+    unit: str
+    recomputed_by: tuple[str, ...]
+    auc: str | None
+    auc_low: str | None
+    auc_high: str | None
+    review: str | None
+
+    def sentences(self) -> tuple[str, ...]:
+        """Returns the figures in words."""
+        rounds = f"{self.rounds} of {self.planned_rounds} rounds, {'complete' if self.complete else 'ended early'}"
+        said = [f"{self.title} {rounds}; {self.review or 'its reviews did not verify'}."]
+        if self.epsilon is not None:
+            said.append(
+                f"Privacy: epsilon {self.epsilon} of {self.epsilon_limit} at delta {self.delta}, per {self.unit}, the "
+                f"largest of all sites under the plan's collusion (recomputed by {_join(self.recomputed_by)})."
+            )
+        if self.auc is not None:
+            low, high = self.auc_low, self.auc_high
+            said.append(
+                f"Quality: AUC {self.auc} on held-out patients, 95 % interval {low} to {high} (with its noise)."
+            )
+        return tuple(said)
+
+
+def _join(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
 class AuditReport(Strict):
     """Every check of docs/spec-audit.md in order, none left out.
 
     Attributes:
         study: Plan digest, or "" if the evidence does not even name a study.
         keys_given: Whether a public-key file from outside the evidence was used.
+        headline: Main figures, or None if no verified release states any.
     """
 
     format: Literal["consilium/audit-report/1"] = "consilium/audit-report/1"
@@ -43,6 +88,7 @@ class AuditReport(Strict):
     software: str
     keys_given: bool
     results: tuple[CheckResult, ...]
+    headline: Headline | None = None
 
     @property
     def passed(self) -> bool:
@@ -88,3 +134,7 @@ def render_report(report: AuditReport, console: Console) -> None:
     counts += f"{report.count('not-applicable')} not applicable"
     verdict = "[bold green]verified[/]" if report.passed else "[bold red]NOT verified[/]"
     console.print(f"{verdict}: {counts}")
+    for sentence in report.headline.sentences() if report.headline is not None else ():
+        console.print(escape(sentence), highlight=False)
+    if not report.passed:
+        console.print("`consilium audit explain CHECK` says what a failed check means and who should act.")
