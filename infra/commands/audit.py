@@ -177,7 +177,6 @@ def _snapshot_of(address: str, study: str) -> str:
     import json
 
     from tasks.tracking.snapshot import take_snapshot
-
     from tasks.tracking.target import TrackingTarget
 
     return json.dumps(take_snapshot(TrackingTarget(address), study), indent=1, sort_keys=True)

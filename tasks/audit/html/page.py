@@ -41,7 +41,9 @@ nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; list-sty
 .warning { border-left: 4px solid var(--warn); padding-left: .8rem; } .soft { color: var(--soft); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--rule);
-  overflow-wrap: anywhere; min-width: 4rem; } .checks td:nth-child(2) { min-width: 18rem; }
+  overflow-wrap: break-word; min-width: 4rem; }
+td:first-child { white-space: nowrap; }
+ .checks td:nth-child(2) { min-width: 18rem; }
 dl { display: grid; grid-template-columns: minmax(9rem, 18rem) 1fr; gap: .3rem 1rem; } dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; } .status { font-weight: 600; white-space: nowrap; }
 .status.checked { color: var(--good); } .status.failed { color: var(--bad); }
@@ -50,7 +52,8 @@ figure { margin: 1rem 0; } svg { width: 100%; max-width: 40rem; height: auto; } 
 .grid { stroke: var(--rule); } .tick, .label { fill: var(--soft); font-size: 12px; }
 .line { fill: none; stroke-width: 2; }
 .line.main { stroke: var(--main); } .line.second { stroke: var(--second); }
-.line.limit { stroke: var(--limit); stroke-dasharray: 6 4; } .dot.main { fill: var(--main); } .band { fill: var(--band); }
+.line.limit { stroke: var(--limit); stroke-dasharray: 6 4; } .dot.main { fill: var(--main); }
+.band { fill: var(--band); }
 .legend { display: flex; flex-wrap: wrap; gap: 0 1.2rem; list-style: none; padding: 0; font-size: .9rem; }
 .key { display: inline-block; width: 1.4rem; height: .3rem; margin-right: .4rem; vertical-align: middle; }
 .key.main { background: var(--main); } .key.second { background: var(--second); }
@@ -58,7 +61,7 @@ figure { margin: 1rem 0; } svg { width: 100%; max-width: 40rem; height: auto; } 
 .key.band { background: var(--band); height: .8rem; }
 @media (max-width: 40rem) { dl { display: block; } dd { margin-bottom: .5rem; } body { padding: 1rem; } }
 @media print { :root { --ink: #000; --paper: #fff; --soft: #444; --rule: #bbb; --main: #0b5cad; --band: #0b5cad22; }
-  body { max-width: none; font-size: 10.5pt; } nav { display: none; } section, figure { break-inside: auto; }
+  body { max-width: none; font-size: 10.5pt; } nav { display: none; }
   figure, tr { break-inside: avoid; } .wide { overflow: visible; } a { color: inherit; text-decoration: none; } }
 """
 
