@@ -13,7 +13,7 @@ from schemas.ledger import LedgerEntry, PrivacyEvent, PrivacyReserved, SumOpened
 from schemas.messages import EpsilonReport, Record
 from tasks.ledger.chain import read_entry
 from tasks.privacy.accounting import epsilon_report
-from tasks.rounds import read_refusal
+from tasks.rounds import read_contribution, read_refusal
 from tasks.storage.mailbox import Signed
 
 
@@ -72,6 +72,22 @@ def refusal_codes(context: CoordinatorContext, outcome: RoundOutcome) -> dict[st
             refusal = read_refusal(context.store, context.plan, site, outcome.instruction)
             codes |= {site: refusal.predicate.code} if refusal is not None else {}
     return codes
+
+
+def contract_verdicts(context: CoordinatorContext, outcome: RoundOutcome) -> dict[str, str]:
+    """Returns what each site signed about its table in this round: ``passed``, or ``failed`` with the rules' names."""
+    verdicts: dict[str, str] = {}
+    for site in outcome.instruction.predicate.participants:
+        with contextlib.suppress(PeerError):
+            given = read_contribution(context.store, context.plan, site, outcome.instruction)
+            refused = (
+                None if given is not None else read_refusal(context.store, context.plan, site, outcome.instruction)
+            )
+            verdict = given.predicate.verdict if given is not None else refused.predicate.verdict if refused else None
+            if verdict is not None:
+                failed = ", ".join(rule.rule for rule in verdict.rules if not rule.passed)
+                verdicts[site] = "passed" if verdict.passed else f"failed: {failed}"
+    return verdicts
 
 
 def opened_at_ms(context: CoordinatorContext, round_: int) -> int:

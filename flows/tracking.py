@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from flows.context import CoordinatorContext
-from flows.figures import bytes_down, bytes_up, epsilon_of_sites, opened_at_ms
+from flows.figures import bytes_down, bytes_up, contract_verdicts, epsilon_of_sites, opened_at_ms
 from flows.pages import StudyPage, current_run_url
 from flows.round_steps import RoundOutcome
 from schemas.messages import EpsilonReport, LogPosition, ModelRelease
@@ -14,8 +14,9 @@ from tasks.metrics import EvaluationMetrics
 from tasks.server_step import weights_safetensors
 from tasks.storage.mailbox import Signed
 from tasks.tracking.plots import EpsilonAtRound
-from tasks.tracking.release import record_release, tag_release
+from tasks.tracking.release import record_release, tag_release, tell_study
 from tasks.tracking.rounds import RoundFacts, derive_round_metrics, record_round
+from tasks.tracking.story import Story
 from tasks.tracking.study import close_study, describe_software, open_study
 from tasks.tracking.target import TrackingTarget
 from tasks.tracking.vocabulary import release_tags
@@ -35,6 +36,7 @@ class Tracker:
         self._target = TrackingTarget(context.settings.mlflow_uri, context.settings.artifacts)
         self._run = open_study(self._target, context.plan, describe_software(), current_run_url())
         self._history: list[EpsilonAtRound] = []
+        self._rounds: list[RoundFacts] = []
 
     def round(self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> RoundFacts:
         """Records an opened round; returns what it may tell."""
@@ -65,9 +67,13 @@ class Tracker:
             },
             finished_at_ms=opened_at_ms(context, record.round),
             flow_run=current_run_url(),
+            verdicts=contract_verdicts(context, outcome),
         )
         weights = weights_safetensors(context.plan, outcome.lineage.state) if kind == "train" else None
         record_round(self._target, self._run, context.plan, facts, weights)
+        self._rounds.append(facts)
+        so_far = f"Not released yet: {len(self._rounds)} of {context.plan.mechanism.rounds + 1} rounds so far."
+        tell_study(self._target, self._run, context.plan, Story(so_far, self._rounds))
         context.progress.emit(
             "round-done",
             round=record.round,
@@ -102,6 +108,8 @@ class Tracker:
             metrics,
             self._history,
             {"release.json": release.data},
+            self._rounds,
+            positions,
         )
         tag_release(self._target, context.plan, version, release_tags(context.plan, given, positions, release.digest))
         close_study(self._target, self._run, given.complete, given.reason)

@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from schemas.canonical import sha256_hex
 from schemas.errors import EvidenceError
-from schemas.messages import ModelRelease
+from schemas.messages import LogPosition, ModelRelease
 from schemas.plan import StudyPlan, feature_count
 from tasks.metrics import EvaluationMetrics
 from tasks.tracking.allowed import STUDY_ARTIFACTS, verify_names
+from tasks.tracking.card import CARD, describe_version, write_card
 from tasks.tracking.network import build_network
 from tasks.tracking.plots import EpsilonAtRound, draw_plots
-from tasks.tracking.study import StudyRun, describe_run
+from tasks.tracking.review import previous_released
+from tasks.tracking.rounds import RoundFacts
+from tasks.tracking.story import STORY, Story, compare_with, shorten, tell_story
+from tasks.tracking.study import StudyRun, remember_flow_run
 from tasks.tracking.target import TrackingTarget, common_tags, connect
 from tasks.tracking.vocabulary import CANDIDATE, model_name
 
@@ -34,6 +39,8 @@ def record_release(
     evaluation: EvaluationMetrics | None,
     history: Sequence[EpsilonAtRound],
     documents: Mapping[str, bytes],
+    rounds: Sequence[RoundFacts] = (),
+    roots: Mapping[str, LogPosition] | None = None,
 ) -> str:
     """Registers the released model and logs its metrics, plots and documents; a registered study is left as it is.
 
@@ -46,6 +53,8 @@ def record_release(
         evaluation: Released metrics with curves, or None if there was no evaluation.
         history: Epsilon by round, for the plot.
         documents: Artifact name (`STUDY_ARTIFACTS`) to bytes.
+        rounds: Facts of the opened rounds, for the story of the run's page.
+        roots: Log owner to its checkpointed position.
 
     Returns:
         The model version.
@@ -58,15 +67,52 @@ def record_release(
     if sha256_hex(weights) != release.weights:
         raise EvidenceError("weights-mismatch", "The weights are not those of the release.")
     client = connect(target)
-    for path, data in {**draw_plots(plan, history, evaluation), **documents}.items():
+    plots = draw_plots(plan, history, evaluation)
+    attacks = read_attacks(client, run.run_id)
+    previous = _compare(target, plan, release)
+    card = write_card(plan, release, attacks, previous)
+    for path, data in {**plots, **documents, CARD: card.encode()}.items():
         _log_bytes(client, run.run_id, path, data)
     # The study's start is the same whenever this runs again, so that no figure gets a second point.
     started_ms = client.get_run(run.run_id).info.start_time
     client.log_batch(run.run_id, metrics=_release_metrics(release, started_ms), synchronous=True)
-    existing = _find_version(client, plan)
-    if existing is not None:
-        describe_run(client, run.run_id, plan, describe_release(plan, release, existing))
-        return existing
+    version = _find_version(client, plan) or _register(client, run, plan, weights, release)
+    client.update_model_version(
+        model_name(plan), version, description=describe_version(card, _describe_version(plan, release))
+    )
+    story = Story(
+        result=describe_release(plan, release, version),
+        rounds=rounds,
+        plots=[path for path in ("plots/roc.png", "plots/epsilon.png", "plots/calibration.png") if path in plots],
+        previous=previous,
+        attacks=attacks,
+        roots=roots or {},
+    )
+    tell_study(target, run, plan, story)
+    return version
+
+
+def tell_study(target: TrackingTarget, run: StudyRun, plan: StudyPlan, story: Story) -> None:
+    """Writes the story on the parent run's page, and whole into the artifact ``story.md``."""
+    client = connect(target)
+    told = replace(story, flow_run=remember_flow_run(client, run.run_id, story.flow_run))
+    client.set_tag(run.run_id, "mlflow.note.content", shorten(tell_story(plan, told, run.run_id)))
+    client.log_text(run.run_id, tell_story(plan, told), STORY)
+
+
+def read_attacks(client: Any, run_id: str) -> dict[str, float]:
+    """Returns the figures of an attack evaluation that was logged on the parent run; empty without one."""
+    metrics = client.get_run(run_id).data.metrics
+    return {name: value for name, value in sorted(metrics.items()) if name.startswith("attack/")}
+
+
+def _compare(target: TrackingTarget, plan: StudyPlan, release: ModelRelease) -> str:
+    before = previous_released(target, plan)
+    return compare_with(before.tags, before.version, release) if before is not None else ""
+
+
+def _register(client: Any, run: StudyRun, plan: StudyPlan, weights: bytes, release: ModelRelease) -> str:
+    """Logs the model and creates its version; returns the version."""
     model_id = _log_model(client, run, plan, weights, release)
     _open_registered_model(client, plan)
     version = client.create_model_version(
@@ -74,13 +120,11 @@ def record_release(
         source=f"models:/{model_id}",
         run_id=run.run_id,
         tags={"consilium.study": plan.study},
-        description=_describe_version(plan, release),
         model_id=model_id,
     )
     # What makes MLflow's page of the logged model name the version.
     versions = json.dumps([{"name": version.name, "version": version.version}])
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": versions})
-    describe_run(client, run.run_id, plan, describe_release(plan, release, str(version.version)))
     return str(version.version)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ class RoundFacts:
         finished_at_ms: Unix time in ms of the round's end; a resumed coordinator gives the same one again, so that
             nothing is recorded twice.
         flow_run: Address of the round's page in Prefect; empty where there is none.
+        verdicts: Site -> what it signed about its table: ``passed``, or ``failed`` with the failed rules' names.
     """
 
     round: int
@@ -57,6 +58,7 @@ class RoundFacts:
     messages: Mapping[str, bytes]
     finished_at_ms: int
     flow_run: str = ""
+    verdicts: Mapping[str, str] = field(default_factory=dict)
 
 
 def derive_round_metrics(

@@ -81,11 +81,17 @@ def describe_run(client: Any, run_id: str, plan: StudyPlan, result: str, flow_ru
         result: What was released (Markdown).
         flow_run: Address of the study's page in Prefect; empty leaves the one that is there.
     """
-    if flow_run:
-        client.set_tag(run_id, _FLOW_RUN, flow_run)
-    address = client.get_run(run_id).data.tags.get(_FLOW_RUN)
+    address = remember_flow_run(client, run_id, flow_run)
     link = f"\n\n[The study's flow run in Prefect]({address})" if address else ""
     client.set_tag(run_id, "mlflow.note.content", f"{result}{link}\n\n{describe_plan(plan)}")
+
+
+def remember_flow_run(client: Any, run_id: str, flow_run: str) -> str:
+    """Keeps the address of the study's page in Prefect with the run, and returns the one that is kept."""
+    if flow_run:
+        client.set_tag(run_id, _FLOW_RUN, flow_run)
+        return flow_run
+    return str(client.get_run(run_id).data.tags.get(_FLOW_RUN, ""))
 
 
 def describe_plan(plan: StudyPlan) -> str:

@@ -173,9 +173,9 @@ def test_a_release_is_registered_once_with_its_tags_and_alias(
     assert found.tags["consilium.epsilon_collusion"] == "2.5"
     assert found.tags["consilium.ledger.east"] == f"3:{'ee' * 32}"
     assert found.tags["consilium.auc"] == "0.951000"
-    assert "AUC 0.951 on held-out patients (scores counted in 10 ranges)" in found.description
-    assert "95 % interval 0.911 to 0.981" in found.description
-    assert "ε = 2.5 under the plan's collusion and 0.5 against outsiders, of 3" in found.description
+    assert "| AUC | 0.951 | 0.911 to 0.981 |" in found.description
+    assert "| the coordinator and 1 colluding sites | 2.5 of 3 |" in found.description
+    assert "No attack evaluation was logged" in found.description
     note = client.get_run(run.run_id).data.tags["mlflow.note.content"]
     assert note.startswith(f"**Released as `{model_name(plan)}` version 1**, alias `candidate`.")
     model = client.get_logged_model(found.source.removeprefix("models:/"))
