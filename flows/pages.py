@@ -6,6 +6,7 @@ logged and stops nothing.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
@@ -60,6 +61,38 @@ async def show_round(plan: StudyPlan, facts: RoundFacts, codes: Mapping[str, str
             task_run_id=task.task_run.id if task is not None else None,
         ),
     )
+    await _write(
+        None,
+        ArtifactCreate(
+            key=f"sites-{plan.study[:12]}",
+            type="table",
+            description=f"Sites in {round_name(facts.kind, facts.round)}",
+            data=json.dumps(tabulate_sites(plan, facts, codes)),
+            flow_run_id=run.flow_run.id,
+            task_run_id=task.task_run.id if task is not None else None,
+        ),
+    )
+
+
+def tabulate_sites(plan: StudyPlan, facts: RoundFacts, codes: Mapping[str, str]) -> list[dict[str, str]]:
+    """Returns one row per contributor: in the sum or why not, data contract, cumulative epsilon and its limit."""
+    dropped, reports = dict(facts.dropped), {report.site: report for report in facts.epsilon}
+    rows = []
+    for site in plan.contributors:
+        reason = dropped.get(site.name, "not asked")
+        code = f" ({codes[site.name]})" if site.name in codes else ""
+        report = reports.get(site.name)
+        rows.append(
+            {
+                "site": site.name,
+                "in the sum": "yes" if site.name in facts.participants else f"no: {reason}{code}",
+                "data contract": facts.verdicts.get(site.name, "none"),
+                "ε under collusion": report.collusion if report is not None else "0",
+                "ε against outsiders": report.outsider if report is not None else "0",
+                "limit": plan.budget.epsilon,
+            }
+        )
+    return rows
 
 
 async def show_review(plan: StudyPlan, text: str) -> None:
@@ -80,7 +113,8 @@ async def show_review(plan: StudyPlan, text: str) -> None:
 
 
 class StudyPage:
-    """The summary on the study's own flow run: one artifact, rewritten after every round."""
+    """The summary on the study's own flow run: one text and one progress bar, rewritten after every round, and a table
+    of what every site has been charged, whose earlier versions stay."""
 
     def __init__(self, plan: StudyPlan) -> None:
         """Takes the present flow run as the study's."""
@@ -88,16 +122,45 @@ class StudyPage:
         self._plan = plan
         self._flow_run = run.flow_run.id if run is not None and run.flow_run is not None else None
         self._artifact: UUID | None = None
+        self._progress: UUID | None = None
         self._rounds: dict[int, RoundFacts] = {}
 
     async def add(self, facts: RoundFacts) -> None:
         """Adds a round that was opened."""
         self._rounds[facts.round] = facts
         await self._show("")
+        await self._show_progress()
+        await self._show_budget(facts)
 
     async def finish(self, result: str) -> None:
         """Puts what was released on top."""
         await self._show(result)
+
+    async def _show_progress(self) -> None:
+        if self._flow_run is None:
+            return
+        planned = self._plan.mechanism.rounds + 1
+        page = ArtifactCreate(
+            key=f"progress-{self._plan.study[:12]}",
+            type="progress",
+            description=f"{len(self._rounds)} of {planned} rounds, evaluation included",
+            data=round(100 * len(self._rounds) / planned, 1),
+            flow_run_id=self._flow_run,
+        )
+        self._progress = await _write(self._progress, page)
+
+    async def _show_budget(self, facts: RoundFacts) -> None:
+        if self._flow_run is None:
+            return
+        page = ArtifactCreate(
+            key=f"budget-{self._plan.study[:12]}",
+            type="table",
+            description=f"Charged up to {round_name(facts.kind, facts.round)}, of {self._plan.budget.epsilon} at "
+            f"δ = {self._plan.budget.delta}",
+            data=json.dumps(tabulate_budget(self._plan, self._rounds.values())),
+            flow_run_id=self._flow_run,
+        )
+        await _write(None, page)
 
     async def _show(self, result: str) -> None:
         if self._flow_run is None:
@@ -110,6 +173,22 @@ class StudyPage:
             flow_run_id=self._flow_run,
         )
         self._artifact = await _write(self._artifact, page)
+
+
+def tabulate_budget(plan: StudyPlan, rounds: Iterable[RoundFacts]) -> list[dict[str, str]]:
+    """Returns one row per contributor: what its training and its held-out patients were charged so far."""
+    spent: dict[str, dict[str, str]] = {"train": {}, "evaluate": {}}
+    for facts in sorted(rounds, key=lambda facts: facts.round):
+        spent[facts.kind] |= {report.site: report.collusion for report in facts.epsilon}
+    return [
+        {
+            "site": site.name,
+            "ε of training patients": spent["train"].get(site.name, "0"),
+            "ε of held-out patients": spent["evaluate"].get(site.name, "0"),
+            "limit of the plan": plan.budget.epsilon,
+        }
+        for site in plan.contributors
+    ]
 
 
 def describe_round(plan: StudyPlan, facts: RoundFacts, codes: Mapping[str, str]) -> str:

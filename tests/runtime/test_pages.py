@@ -50,11 +50,17 @@ def test_each_round_has_its_summary_and_the_study_one_that_is_rewritten() -> Non
         return {name: await pages_of(run) for name, run in seen.items()}
 
     found = asyncio.run(act())
-    assert {name: len(pages) for name, pages in found.items()} == {"study": 1, "round 1": 1, "round 2": 1}
-    assert "## round 02" in found["round 2"][0]
-    assert "no: silent (contract-violated)" in found["round 2"][0]
+    # A text and a table of sites per round; for the study one text, one progress bar, a budget table after every round.
+    assert {name: len(pages) for name, pages in found.items()} == {"study": 4, "round 1": 2, "round 2": 2}
+    (text,) = (page for page in found["round 2"] if "## round 02" in page)
+    (table,) = (page for page in found["round 2"] if page != text)
+    assert "no: silent (contract-violated)" in text
+    assert "no: silent (contract-violated)" in table
+    (summary,) = (page for page in found["study"] if page.startswith("# "))
     for words in ("Released.", "| round 01 |", "| round 02 |"):
-        assert words in found["study"][0]
+        assert words in summary
+    assert "66.7" in found["study"]
+    assert sum("ε of held-out patients" in page for page in found["study"]) == 2
 
 
 def test_a_killed_coordinators_runs_are_ended_and_nobody_elses() -> None:
