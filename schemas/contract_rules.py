@@ -160,9 +160,12 @@ def _problem(condition: Condition, columns: dict[str, Column]) -> str:
         return "takes nothing to compare with" if any(sides) else ""
     if sum(sides) != 1 or sides[1] != (condition.op == "one_of"):
         return f"{condition.op} needs exactly one thing to compare with"
-    if column.kind not in _COMPARABLE[condition.op]:
-        # A cohort chosen by patient id would be a question about one person.
-        return f"{condition.op} does not go with the kind {column.kind}"
+    if column.kind not in _COMPARABLE[condition.op] or "key" in (
+        column.role,
+        columns.get(condition.other, column).role,
+    ):
+        # A cohort chosen by patient id or case number would be a question about one person.
+        return f"{condition.op} does not go with the role {column.role} and the kind {column.kind}"
     if condition.other:
         return "" if columns[condition.other].kind == column.kind else "the other column is of another kind"
     wrong = [value for value in condition.values or (condition.value,) if not _is_value(column, value)]

@@ -14,7 +14,7 @@ from tasks.contract.arrow import arrow_schema, join_values
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_TRUE, _FALSE = ("true", "1"), ("false", "0")
+_TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
 _PROBE = "2001-11-23T04:56:07"
 
 
@@ -34,32 +34,24 @@ class BatchConverter:
 
         filled = {}
         for column, given in self._columns:
-            raw = self._raw(batch, given, self._schema.field(column.name).type)
-            if raw is not None:
-                filled[column.name] = self._column(column, given, raw)
+            target = self._schema.field(column.name).type
+            if given.absent:
+                filled[column.name] = pa.nulls(batch.num_rows, target)
+            elif all(batch.schema.names.count(name) == 1 for name in given.source):
+                try:
+                    filled[column.name] = self._fill(column, given, [_decoded(batch.column(n)) for n in given.source])
+                except pa.ArrowException:
+                    # Arrow's message quotes the value; a type that no contract has fails the type rule by name.
+                    filled[column.name] = pa.nulls(batch.num_rows, pa.binary())
         return pa.table(filled) if filled else pa.table({})
 
-    def _raw(self, batch: pa.RecordBatch, given: ColumnMapping, target: pa.DataType) -> pa.Array | None:
-        import pyarrow as pa
-
-        if given.absent:
-            return pa.nulls(batch.num_rows, target)
-        if any(batch.schema.names.count(name) != 1 for name in given.source):
-            return None
-        parts = [_decoded(batch.column(batch.schema.names.index(name))) for name in given.source]
-        if len(parts) == 1:
-            return parts[0]
-        texts = [_without(_as_text(part), (*self._missing, *given.missing)) for part in parts]
-        return join_values(texts) if all(_is_text(text) for text in texts) else parts[0]
-
-    def _column(self, column: Column, given: ColumnMapping, raw: pa.Array) -> pa.Array:
-        import pyarrow as pa
-
+    def _fill(self, column: Column, given: ColumnMapping, parts: list[pa.Array]) -> pa.Array:
+        missing = (*self._missing, *given.missing)
+        if len(parts) > 1:
+            texts = [_without(_as_text(part), missing) for part in parts]
+            return join_values(texts) if all(_is_text(text) for text in texts) else texts[0].cast("binary")
         convert = {"number": self._number, "code": _code, "boolean": _boolean, "time": _time, "identifier": _identifier}
-        try:
-            return convert[column.kind](column, given, _without(raw, (*self._missing, *given.missing)))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
-            return raw if raw.type != self._schema.field(column.name).type else pa.nulls(len(raw), pa.binary())
+        return convert[column.kind](column, given, _without(parts[0], missing))
 
     def _number(self, column: Column, given: ColumnMapping, raw: pa.Array) -> pa.Array:
         import pyarrow as pa
@@ -138,7 +130,10 @@ def _time(column: Column, given: ColumnMapping, raw: pa.Array) -> pa.Array:
         return raw.cast(pa.timestamp("us"), safe=False) if sound else raw
     text = pc.utf8_trim_whitespace(raw)
     if not given.formats:
-        return text.cast(pa.timestamp("us"))
+        try:
+            return text.cast(pa.timestamp("us"))
+        except pa.ArrowInvalid:
+            return text.cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us"))
     parsed = pc.coalesce(*(_strptime(text, form) for form in given.formats))
     return parsed if parsed.null_count == text.null_count else text
 

@@ -246,6 +246,39 @@ def test_a_declared_outcome_is_no_feature_whatever_the_hospital_calls_its_featur
         verify_mapping(ward_contract(), ward_mapping(MAPPING.replace(b"sbp: SYS", b"sbp: Death_Date")))
 
 
+ODD = [
+    pa.array([1.5, None]),
+    pa.array([float("nan"), 1e300]),
+    pa.array([b"secret", None], pa.binary()),
+    pa.array([["secret"], None]),
+    pa.array([{"secret": 1}, None]),
+    pa.array([Decimal("1.5"), None]),
+    pa.array([dt.date(2020, 1, 1), None]),
+    pa.array([dt.datetime(2020, 1, 1), None], pa.timestamp("ns", "UTC")),
+    pa.array([dt.timedelta(1), None]),
+    pa.array([True, None]),
+    pa.array(["secret", "\x1f\x00"]).dictionary_encode(),
+    pa.array([2**62 + 1, None], pa.uint64()),
+    pa.array(["secret", ""], pa.string_view()),
+    pa.array(["01.02.2020", "1e400"]),
+    pa.nulls(2),
+]
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), keep=st.sampled_from(["all", "first", "last"]))
+def test_whatever_a_table_holds_it_is_mapped_or_left_to_the_check_and_never_breaks_the_stream(data, keep):
+    names = ward_mapping().source_columns(ward_contract())
+    mapping = ward_mapping().model_copy(update={"rows": ward_mapping().rows.model_copy(update={"keep": keep})})
+    raw = raw_batch().slice(0, 2)
+    columns = [
+        raw.column(name) if data.draw(st.booleans()) else ODD[data.draw(st.integers(0, len(ODD) - 1))] for name in names
+    ]
+    batch = pa.RecordBatch.from_arrays(columns, names=list(names))
+    table = mapped(raw, batch, raw.slice(0, 0), mapping=mapping)
+    assert set(table.column_names) <= {c.name for c in ward_contract().columns}
+
+
 def test_a_column_named_twice_is_not_guessed():
     raw = pa.RecordBatch.from_arrays(
         [*raw_batch().columns, pa.array(["1"] * 5)], names=[*raw_batch().schema.names, "SYS"]

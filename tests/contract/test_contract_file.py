@@ -68,7 +68,12 @@ BAD = {
     "no operation": (b"at_least: 18", b"atleast: 18", "a condition is a column and one of"),
     "not a number": (b"at_least: 18", b"at_least: adult", "the value to compare with is none"),
     "not a code": (b"[{column: smoker, equals: true}]", b"[{column: rhythm, equals: vf}]", "is none of this column's"),
-    "one person": (b"{column: age, at_least: 18}", b"{column: pid, equals: A}", "does not go with the kind identifier"),
+    "one person": (b"{column: age, at_least: 18}", b"{column: pid, equals: A}", "does not go with the role patient_id"),
+    "one case": (
+        b"  age: {kind: number, unit: years, range: [0, 120]}",
+        b"  age: {kind: number, role: key, range: [0, 120]}",
+        "does not go with the role key",
+    ),
     "share": (b"share: 0.25", b"share: 1", "must lie between 0 and 1"),
     "no split column": (b"  out: {kind: boolean, role: held_out}\n", b"", "no held_out column"),
     "key": (b"[pid, admitted]", b"[pid, arrival]", "A key names no column"),

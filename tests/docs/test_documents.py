@@ -91,3 +91,16 @@ def test_pinned_requirements_are_the_known_good_ones() -> None:
 def test_constraints_hold_names_and_versions_only() -> None:
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert re.fullmatch(r"(#.*|[A-Za-z0-9._-]+==[0-9][\w.+!]*)?", line), line
+
+
+def test_the_contract_and_the_mapping_in_the_documents_fit_each_other() -> None:
+    from schemas.mapping import SiteMapping
+    from schemas.yaml_files import model_from_plain, parse_yaml
+    from site_agents.cohort.mapping import verify_mapping
+    from tasks.contract.contract_file import parse_contract
+
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "contracts.md").read_text(), re.DOTALL)
+    contract = parse_contract(blocks[0].encode(), "contract.yaml")
+    mapping = model_from_plain(SiteMapping, parse_yaml(blocks[1].encode(), "mapping.yaml"), "mapping.yaml")
+    verify_mapping(contract, mapping)
+    assert {"CHOL", "HOUSE", "CASE"} < set(mapping.source_columns(contract))
