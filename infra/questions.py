@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,17 +18,20 @@ from schemas.canonical import canonical_bytes, parse_canonical, sha256_hex
 from schemas.conditions import Condition
 from schemas.envelope import sign_envelope
 from schemas.errors import OperationError, PeerError, PlanError
-from schemas.layout import approval_key, plan_key
+from schemas.layout import ANSWER, approval_key, plan_key, release_key
 from schemas.messages import PlanApproval, StatisticsRelease
 from schemas.options import CoordinatorSettings, SiteSettings
 from schemas.plan import Agreement
 from schemas.statistics import StatisticsPlan, StatisticsQuery
 from tasks.identity import load_identity
+from tasks.storage.base import Store
+from tasks.storage.mailbox import read_signed
 from tasks.storage.opening import open_store
 
 LAPLACE_BITS = 8
 GAUSSIAN_BITS = 16
 _OPERATIONS = {">=": "at_least", "<=": "at_most", ">": "above", "<": "below", "!=": "not_equals", "=": "equals"}
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _CONDITION = re.compile(r"\s*([a-z][a-z0-9_]{0,63})\s*(>=|<=|!=|>|<|=)\s*(.+?)\s*")
 
 
@@ -151,17 +156,37 @@ def read_question(home: Path, question: str) -> StatisticsPlan:
         OperationError: `no-such-question`.
         PeerError: `plan-changed`.
     """
+    data = _readable_store(home).get(plan_key(question)) if _DIGEST.fullmatch(question) else None
+    if data is None:
+        raise OperationError(
+            "no-such-question", "There is no such question in the store.", "Give its 64 digits, as the coordinator did."
+        )
+    if sha256_hex(data) != question:
+        raise PeerError("plan-changed", "coordinator", "the question's bytes are not those of its name.")
+    return parse_canonical(StatisticsPlan, data, "the question")
+
+
+def read_signed_answer(home: Path, plan: StatisticsPlan) -> StatisticsRelease | None:
+    """Reads the answer that the plan's coordinator signed, or None while there is none."""
+    who = plan.coordinator
+    found = read_signed(
+        _readable_store(home),
+        release_key(plan.study, ANSWER),
+        StatisticsRelease,
+        plan.study,
+        who.identity_key,
+        who.name,
+    )
+    return found.predicate if found is not None else None
+
+
+def _readable_store(home: Path) -> Store:
     settings: SiteSettings | CoordinatorSettings
     try:
         settings = load_settings(SiteSettings, home / "config.json")
     except OperationError:
         settings = load_settings(CoordinatorSettings, home / "config.json")
-    data = open_store(settings.store, "", settings.s3).get(plan_key(question))
-    if data is None:
-        raise OperationError("no-such-question", f"There is no question {question[:12]} in the store.", "Check it.")
-    if sha256_hex(data) != question:
-        raise PeerError("plan-changed", "coordinator", "the question's bytes are not those of its name.")
-    return parse_canonical(StatisticsPlan, data, "the question")
+    return open_store(settings.store, "", settings.s3)
 
 
 def approve_question(home: Path, question: str) -> StatisticsPlan:
@@ -194,73 +219,95 @@ def approve_question(home: Path, question: str) -> StatisticsPlan:
 
 def missing_approvals(home: Path, plan: StatisticsPlan) -> list[str]:
     """Returns the sites that have not signed the question."""
-    settings = load_settings(CoordinatorSettings, home / "config.json")
-    store = open_store(settings.store, "", settings.s3)
+    store = _readable_store(home)
     return [site.name for site in plan.sites if not store.exists(approval_key(plan.study, site.name))]
 
 
-def describe_question(plan: StatisticsPlan) -> str:
-    """Says in words what is asked, of whom, and what it costs."""
-    from tasks.privacy.statistics import question_epsilon
+def require_approvals(home: Path, question: str) -> StatisticsPlan:
+    """Reads a question that every site has signed.
 
-    query, cost = plan.query, question_epsilon(plan)
-    who = " and ".join(condition.in_words() for condition in query.conditions) or "everybody of the contract's cohort"
-    pure = query.noise == "laplace"
-    lines = [
-        f"Question  {plan.study}",
-        f"Asked     {query.name}: {query.purpose}",
-        f"Who       {who}",
-        f"Figures   number of patients{_column_words(query)}",
-        f"Sites     {len(plan.sites)}, opened only as a sum over at least {query.k_min}",
-        f"Noise     discrete {'Laplace' if pure else 'Gaussian'}, carried by {query.honest_noise_shares} honest sites",
-        f"Costs     epsilon {cost}{'' if pure else f' at delta {plan.budget.delta}'} for training and for held-out "
-        "patients of every site, once; the same question under another name is charged again",
-    ]
-    return "\n".join(lines)
+    Raises:
+        OperationError: `approval-missing`, naming who has not.
+    """
+    plan = read_question(home, question)
+    missing = missing_approvals(home, plan)
+    if missing:
+        raise OperationError(
+            "approval-missing",
+            f"Not approved yet by: {', '.join(missing)}.",
+            "Each of them runs `consilium statistics approve`; then ask again.",
+        )
+    return plan
 
 
-def describe_answer(plan: StatisticsPlan, answer: StatisticsRelease) -> str:
-    """Says an answer in words, each figure with its 95 % interval for the noise."""
-    query = plan.query
-    lines = [f"{query.name} ({len(answer.participants)} of {len(plan.sites)} hospitals)"]
-    lines += [_figure(query, name, value, low, high) for name, value, low, high in answer.figures]
-    if query.column and not any(name == "mean" for name, *_ in answer.figures):
-        lines.append(f"  mean {query.column:<22} hidden by the noise")
-    cost = f"epsilon {answer.epsilon}" + ("" if answer.pure else f" at delta {plan.budget.delta}")
-    lines.append(f"Intervals cover 95 % of the noise. Charged to each hospital's patients: {cost}.")
-    return "\n".join(lines)
+def ask_in_process(
+    home: Path, plan: StatisticsPlan, site_homes: Sequence[Path], say: Callable[[str], None]
+) -> StatisticsRelease:
+    """Asks with all hospitals played by this process; same keys, ledgers and encryption.
+
+    Raises:
+        OperationError: `sites-missing` unless every site of the plan has a home.
+        ConsiliumError: what stopped it.
+    """
+    from infra.embedded_statistics import EmbeddedQuestion
+
+    homes = {load_settings(SiteSettings, folder / "config.json").name: folder.absolute() for folder in site_homes}
+    missing = [site.name for site in plan.sites if site.name not in homes]
+    if missing:
+        raise OperationError(
+            "sites-missing", f"No folder was named for: {', '.join(missing)}.", "Give --site-home for each hospital."
+        )
+    say(f"{len(homes)} hospitals in this process: key ceremony, encrypted sum, answer …")
+    consortium = EmbeddedQuestion(home, homes, plan.study)
+    answer = consortium.run()
+    consortium.close()
+    return answer.predicate
 
 
-def answer_as_json(plan: StatisticsPlan, answer: StatisticsRelease) -> dict[str, object]:
-    """Returns an answer for other programs; numbers stay decimal strings."""
-    figures: Iterable[tuple[str, str, str, str]] = answer.figures
-    return {
-        "question": plan.study,
-        "name": plan.query.name,
-        "participants": list(answer.participants),
-        "figures": [{"name": n, "value": v, "low": low, "high": high} for n, v, low, high in figures],
-        "epsilon": answer.epsilon,
-        "pure": answer.pure,
-        "delta": None if answer.pure else plan.budget.delta,
+def ask_agents(home: Path, plan: StatisticsPlan, say: Callable[[str], None]) -> StatisticsRelease:
+    """Asks the hospitals' agents through Prefect, saying what happens.
+
+    Raises:
+        ConsiliumError: what stopped it; asking again continues.
+    """
+    from infra.settings import enter_participant_environment
+
+    settings = load_settings(CoordinatorSettings, home / "config.json")
+    enter_participant_environment(home.absolute(), settings.prefect_api_url)
+    from flows.context import question_folder
+    from flows.statistics import ask
+
+    events, done = question_folder(home, plan.study) / "events.jsonl", threading.Event()
+    follower = threading.Thread(target=_follow, args=(events, done, say), daemon=True)
+    follower.start()
+    try:
+        return ask(home, plan.study).predicate
+    finally:
+        done.set()
+        follower.join(2)
+
+
+def _follow(path: Path, done: threading.Event, say: Callable[[str], None]) -> None:
+    position = path.stat().st_size if path.exists() else 0
+    while not done.wait(0.5):
+        if not path.exists():
+            continue
+        with path.open() as source:
+            source.seek(position)
+            lines = [line for line in source if line.endswith("\n")]
+        position += sum(len(line.encode()) for line in lines)
+        for line in lines:
+            text = _event_words(json.loads(line))
+            if text:
+                say(text)
+
+
+def _event_words(event: dict[str, str]) -> str:
+    words = {
+        "ceremony-started": "key ceremony …",
+        "ceremony-done": "key ceremony done",
+        "question-answered": "answered; evidence exported",
     }
-
-
-def _column_words(query: StatisticsQuery) -> str:
-    if not query.column:
-        return ""
-    return f"; mean and histogram of {query.column} in {query.bins} bins from {query.minimum} to {query.maximum}"
-
-
-def _figure(query: StatisticsQuery, name: str, value: str, low: str, high: str) -> str:
-    label, digits = name, 0
-    if name == "patients":
-        label = "patients who qualify"
-    elif name == "recorded":
-        label = f"with {query.column} recorded"
-    elif name == "mean":
-        label, digits = f"mean {query.column}", 2
-    elif name.startswith("bin "):
-        start, width = float(query.minimum), (float(query.maximum) - float(query.minimum)) / query.bins
-        edge = start + (int(name[4:]) - 1) * width
-        label = f"{query.column} {edge:g} to {edge + width:g}"
-    return f"  {label:<28}{float(value):>10.{digits}f}   ({float(low):.{digits}f} to {float(high):.{digits}f})"
+    if event["event"] == "site-state" and event["state"] in ("contributed", "refused", "silent", "invalid"):
+        return f"{event['site']}: {event['state']}" + (f" ({event['code']})" if event.get("code") else "")
+    return words.get(event["event"], "")

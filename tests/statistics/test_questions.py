@@ -11,7 +11,8 @@ import pytest
 
 from infra.embedded import Faults
 from infra.embedded_statistics import EmbeddedQuestion, answer_question
-from infra.questions import describe_answer, write_question
+from infra.question_words import describe_answer
+from infra.questions import write_question
 from schemas.canonical import digest_of
 from schemas.envelope import sign_envelope
 from schemas.errors import PeerError, PlanError
