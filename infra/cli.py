@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from infra.commands import coordinator as coordinator_commands
+from infra.commands import site as site_commands
 from infra.commands.audit import audit
 from infra.commands.base import FILE, FOLDER, Example, PositiveDecimal, existing
 from infra.commands.contract import contract, site_contract
@@ -173,6 +175,10 @@ def coordinator_run(home: Path) -> None:
     run_coordinator(home)
 
 
+for _command in coordinator_commands.COMMANDS:
+    coordinator.add_command(_command)
+for _command in site_commands.COMMANDS:
+    site.add_command(_command)
 coordinator.add_command(deploy)
 coordinator.add_command(proxy)
 coordinator.add_command(serve)

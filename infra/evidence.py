@@ -13,7 +13,7 @@ from schemas.plan import StudyPlan
 from tasks.identity import Identity, load_identity
 from tasks.rounds import read_plan
 from tasks.storage.base import Store
-from tasks.storage.folder import FolderStore
+from tasks.storage.opening import open_store
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def open_published_study(home: Path) -> PublishedStudy:
         )
     settings = load_settings(CoordinatorSettings, folder / "config.json")
     identity = load_identity(folder / "identity.json")
-    store = FolderStore(Path(settings.store))
+    store = open_store(settings.store, "coordinator", settings.s3)
     data = read_plan(store, settings.study)
     if sha256_hex(data) != settings.study:
         raise PlanError("plan-changed", "The plan in the store is not the study's plan.", "Restore the signed plan.")

@@ -152,7 +152,7 @@ def wait_for_api(api_url: str, timeout_seconds: float = 60.0) -> None:
         OperationError: `prefect-unreachable`.
     """
     deadline = time.monotonic() + timeout_seconds
-    while not _is_healthy(api_url):
+    while not is_healthy(api_url):
         if time.monotonic() > deadline:
             raise OperationError(
                 "prefect-unreachable",
@@ -184,7 +184,7 @@ def _server_environment(folder: Path, address: str, port: int) -> dict[str, str]
 
 def _wait_until_healthy(server: PrefectServer, on_wait: Callable[[float], None], timeout_seconds: float) -> None:
     started = time.monotonic()
-    while not _is_healthy(server.api_url):
+    while not is_healthy(server.api_url):
         waited = time.monotonic() - started
         if not server.is_alive():
             tail = server.process.log_tail()
@@ -211,13 +211,17 @@ def _wait_until_healthy(server: PrefectServer, on_wait: Callable[[float], None],
         raise OperationError("port-in-use", f"Another program answers at {server.ui_url}.", "Run the command again.")
 
 
-def _is_healthy(api_url: str) -> bool:
+def proxies_for(url: str) -> urllib.request.ProxyHandler:
+    """Returns the environment's proxies, or none: they cannot reach this machine's own ports."""
+    return urllib.request.ProxyHandler({}) if _is_loopback(url) else urllib.request.ProxyHandler()
+
+
+def is_healthy(api_url: str) -> bool:
+    """Says whether the server at `api_url` answers its health check."""
     if not api_url.startswith(("http://", "https://")):
         return False
-    # A proxy of the environment cannot reach this machine's own ports.
-    proxies = urllib.request.ProxyHandler({}) if _is_loopback(api_url) else urllib.request.ProxyHandler()
     try:
-        with urllib.request.build_opener(proxies).open(f"{api_url}/health", timeout=2) as answer:
+        with urllib.request.build_opener(proxies_for(api_url)).open(f"{api_url}/health", timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False

@@ -61,3 +61,8 @@ def release_key(study: str, item: str) -> str:
 def review_key(study: str, reviewer: str, number: int) -> str:
     """A reviewer's n-th signed decision about the release; uploaded by the coordinator."""
     return f"{coordinator_prefix(study)}/review/decision-{reviewer}-{number}.json"
+
+
+def join_prefix(site: str) -> str:
+    """Requests to be entered in plans: ``<first 16 digits of the envelope's digest>.json``; part of no study."""
+    return f"sites/{site}/join"

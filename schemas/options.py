@@ -91,11 +91,15 @@ class SiteSettings(Settings):
             under its own prefix.
         data: The site's table: a .parquet or .csv file, a folder of Parquet files, or a source.yaml.
         mapping: The site's mapping file, "" if the table's columns are the contract's already.
-        study: Plan digests that this site approved and lets run.
+        studies: Plan digests that this site approved and lets run.
+        paused: Refuse to contribute for now; the site still helps to open sums that others began.
+        left: Plan digests that this site approved once and takes no further part in.
         epsilon, delta: The site's budget over the lifetime of its data source, decimal strings.
         memory_folder: Where epoch secrets live; default a private folder in /dev/shm.
         training_in_child: Train in a fork-server child that can be killed.
         models: Installed modules that a plan may train here, as "distribution:name"; none by default.
+        registration_lock: File that agents of one machine lock while they register, one after another: a Prefect
+            server on SQLite stalls when several write at once.
         token_file: File with the site's token for the coordinator's proxy; the coordinator then makes the site's work
             pool and deployments. None for a Prefect server without a proxy.
         ca_file: PEM file of the authority that signed the proxy's certificate; the system's authorities by default.
@@ -107,13 +111,16 @@ class SiteSettings(Settings):
     s3: S3Settings | None = None
     data: str
     mapping: str = ""
-    studies: tuple[str, ...]
+    studies: tuple[str, ...] = ()
+    paused: bool = False
+    left: tuple[str, ...] = ()
     prefect_api_url: str
     epsilon: str
     delta: str
     memory_folder: str | None = None
     training_in_child: bool = True
     models: tuple[str, ...] = ()
+    registration_lock: str | None = None
     token_file: str | None = None
     ca_file: str | None = None
     options: RunOptions = RunOptions()

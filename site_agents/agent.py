@@ -59,6 +59,7 @@ async def _serve(home: SiteHome) -> None:
         site_flows(home.folder),
         on_refusal=on_refusal,
         register=not proxied,
+        registration_lock=Path(lock) if (lock := home.settings.registration_lock) is not None else None,
         remembered=remembered,
         # A server on SQLite stalls under many questions: the environment then asks for fewer.
         poll_seconds=max(home.settings.options.poll_interval_seconds, get_current_settings().worker.query_seconds),

@@ -20,6 +20,7 @@ from schemas.messages import CeremonyInstruction, KeyCommit, KeyOpen, NonceCommi
 from schemas.plan import Agreement
 from site_agents.context import SiteContext
 from site_agents.epoch import public_epoch
+from site_agents.policy import verify_member
 from tasks.ceremonies import missing_messages
 from tasks.secure_sum.ceremony import CeremonyParty
 from tasks.secure_sum.parameters import derive_sid, parameters_digest
@@ -43,8 +44,10 @@ class SiteCeremony:
 
         Raises:
             PeerError: `instruction-missing`, `wrong-ceremony`, `epoch-reused`, `epoch-went-back`.
+            SiteDataError: `site-left`.
         """
         coordinator, study = self.plan.coordinator, self.plan.study
+        verify_member(self.context.home.settings, study)
         key = ceremony_key(study, self.epoch, None, "instruction.json")
         found = read_signed(
             self.context.store, key, CeremonyInstruction, study, coordinator.identity_key, coordinator.name

@@ -77,6 +77,11 @@ class Keystore:
             if old.parent.name != f"epoch-{epoch:03d}":
                 old.unlink()
 
+    def erase_secrets(self) -> None:
+        """Erases the secrets of every epoch; the register of signed records stays, so that none is signed twice."""
+        for file in self._folder.glob("epoch-*/secrets-*"):
+            file.unlink()
+
     def load_secrets(self, epoch: int, sid_star: str) -> bytes:
         """Returns the secrets of (epoch, sid*).
 

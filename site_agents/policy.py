@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from schemas.canonical import sha256_hex
 from schemas.errors import PeerError, PlanError, SiteDataError
 from schemas.messages import Instruction
+from schemas.options import SiteSettings
 from schemas.plan import Agreement, StudyPlan, histogram_length, update_length
 from schemas.statistics import QUESTION_ROUND, StatisticsPlan
 from tasks.secure_sum.parameters import COHORT_MARGIN
@@ -27,6 +28,27 @@ def verify_plan_bytes(data: bytes, study: str, approved: tuple[str, ...]) -> Non
         raise PlanError("plan-not-approved", "This site has not approved the study.", "Approve the plan first.")
     if sha256_hex(data) != study:
         raise PeerError("plan-changed", "coordinator", "the plan's bytes are not those that this site approved.")
+
+
+def verify_member(settings: SiteSettings, study: str) -> None:
+    """Refuses a study that the site's own people left.
+
+    Raises:
+        SiteDataError: `site-left`.
+    """
+    if study in settings.left:
+        raise SiteDataError("site-left", "This site has left the study.", "Go on without it.")
+
+
+def verify_willing(settings: SiteSettings, study: str) -> None:
+    """Refuses to contribute while the site's own people said so: it left the study, or it is paused.
+
+    Raises:
+        SiteDataError: `site-left`, `site-paused`.
+    """
+    verify_member(settings, study)
+    if settings.paused:
+        raise SiteDataError("site-paused", "This site is paused.", "Its data steward ends it with site resume.")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from schemas.errors import BudgetError, ConsiliumError, PeerError
 from schemas.layout import attempt_key
 from schemas.messages import Contribution, LogPosition, Refusal
 from schemas.plan import Agreement
-from site_agents.policy import verify_cohort_size
+from site_agents.policy import verify_cohort_size, verify_willing
 from site_agents.round import SiteRound
 from tasks.ledger.budget import commit, record_refusal
 from tasks.secure_sum.contribute import contribute
@@ -50,6 +50,7 @@ class Sending:
         A later attempt may differ in attempt and participants only: another model would let the coordinator tell sites
         apart inside one sum, another kind would release what was never charged.
         """
+        verify_willing(self.work.context.home.settings, self.work.plan.study)
         coordinator, epoch = self.work.plan.coordinator.name, self.work.epoch.public.epoch
         if self.work.context.released:
             raise PeerError("study-released", coordinator, "the study was released: nothing more is trained in it.")

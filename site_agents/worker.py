@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import fcntl
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Final
 from uuid import UUID
 
@@ -219,6 +221,22 @@ async def ensure_site_deployments(site: str, flows: Mapping[str, AgentFlow]) -> 
             )
 
 
+@contextlib.asynccontextmanager
+async def _alone(lock: Path | None) -> AsyncIterator[None]:
+    """Holds the lock file, if there is one; the kernel gives it back however its holder ends."""
+    if lock is None:
+        yield
+        return
+    with lock.open("ab") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await anyio.sleep(0.1)
+        yield
+
+
 async def _check_pool(client: PrefectClient, site: str) -> None:
     try:
         pool = await client.read_work_pool(pool_name(site))
@@ -240,6 +258,7 @@ async def run_agent(
     on_refusal: Callable[[str, str], None],
     poll_seconds: float = 0.3,
     register: bool = True,
+    registration_lock: Path | None = None,
     remembered: RememberedRuns | None = None,
     on_ready: Callable[[], None] | None = None,
     grace_seconds: float = 20.0,
@@ -254,6 +273,7 @@ async def run_agent(
         poll_seconds: Pause between two questions to the server while a run is expected; about a second otherwise.
         register: Make pool and deployments first; False in a deployment whose coordinator made them.
         remembered: Where running flows are marked, for the next start after a crash.
+        registration_lock: Held while registering; agents that share it register one after another.
         on_ready: Called once the first question is about to be asked.
         grace_seconds: Time that running flows get to end after the signal.
 
@@ -265,8 +285,9 @@ async def run_agent(
         if entry.flow.name != name:
             raise TypeError(f"Expected flow {name}, got {entry.flow.name}.")
     if register:
-        await ensure_site_pool(site)
-        await ensure_site_deployments(site, flows)
+        async with _alone(registration_lock):
+            await ensure_site_pool(site)
+            await ensure_site_deployments(site, flows)
     async with get_client() as client:
         await _check_pool(client, site)
     stop = stop or asyncio.Event()

@@ -147,12 +147,18 @@ def load_plan(workdir: Workdir, study: str) -> StudyPlan:
 
 
 def write_participant_settings(
-    workdir: Workdir, plan: StudyPlan, prefect_api_url: str, memory: Path, options: RunOptions
+    workdir: Workdir,
+    plan: StudyPlan,
+    prefect_api_url: str,
+    memory: Path,
+    options: RunOptions,
+    one_after_another: bool = False,
 ) -> None:
     """Writes config.json of every participant; repeated at each start, for the Prefect server's address may change.
 
     Args:
         memory: Folder whose subfolder per site holds the epoch secrets; no backup may hold it.
+        one_after_another: Let the agents register one after another, for a Prefect server on SQLite.
     """
     home = workdir.coordinator
     save_settings(
@@ -186,6 +192,7 @@ def write_participant_settings(
                 epsilon=plan.budget.epsilon,
                 delta=plan.budget.delta,
                 memory_folder=str(memory / site.name),
+                registration_lock=str(workdir.root / "registration.lock") if one_after_another else None,
                 options=options,
             ),
             workdir.site(site.name) / "config.json",

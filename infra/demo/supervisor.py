@@ -115,7 +115,8 @@ def _run_processes(options: DemoOptions, workdir: Workdir, state: DemoState, pla
         workdir.write_state(state.model_copy(update={"prefect_port": control.port}))
         display.say(f"Prefect: {control.ui_url}")
         memory = _memory_folder(workdir, plan.study)
-        write_participant_settings(workdir, plan, control.api_url, memory, RunOptions())
+        in_turn = control.database == "sqlite"
+        write_participant_settings(workdir, plan, control.api_url, memory, RunOptions(), in_turn)
         with _running_parties(workdir, plan, control, options.restart) as parties:
             _watch(workdir, plan, control, parties, display)
         shutil.rmtree(memory, ignore_errors=True)

@@ -2,8 +2,9 @@
 
 Invariants: every write is conditional (`If-None-Match: *`), so a name once written keeps its bytes whoever writes and
 however often; a write whose answer was lost is repeated, finds its name taken and compares content; the SHA-256 of what
-was sent is signed into the request and kept beside the object, and what is read is compared with it. Nothing of this is
-believed where it matters: messages are signed and blobs are named by signed digests.
+was sent is signed into the request and kept beside the object, and what is read is compared with it; a small object
+that was read once is not asked for again. Nothing of this is believed where it matters: messages are signed and blobs
+are named by signed digests.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from schemas.errors import OperationError, PeerError
+from tasks.storage.known import KnownObjects
 from tasks.storage.names import LARGEST_READ, is_name, name_taken, owner_of, too_large, verify_name
 from tasks.storage.s3_errors import Conflict, Taken, calling, found_or_none
 from tasks.storage.s3_reader import S3Reader
@@ -62,6 +64,7 @@ class S3Store:
         self.client = client
         self.place = place
         self.write_prefix = write_prefix
+        self._known = KnownObjects()
 
     def put(self, key: str, data: bytes) -> None:
         """Creates `key` with `data`; does nothing if it already holds exactly these bytes.
@@ -83,6 +86,9 @@ class S3Store:
             PeerError: `too-large` beyond `LARGEST_READ`, `object-damaged` if the bytes are not those that were sent.
         """
         name = self._name(key)
+        known = self._known.get(key)
+        if known is not None:
+            return known
         answer = found_or_none(lambda: self.client.get_object(Bucket=self.place.bucket, Key=name))
         if answer is None:
             return None
@@ -94,6 +100,7 @@ class S3Store:
         expected = answer["Metadata"].get(_DIGEST)
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
             raise PeerError("object-damaged", owner_of(key), f"{key} does not hold the bytes that were sent.")
+        self._known.remember(key, data)
         return data
 
     def open(self, key: str) -> IO[bytes]:
@@ -109,10 +116,13 @@ class S3Store:
         return io.BufferedReader(self._reader(key, answer), BLOCK_BYTES)
 
     def exists(self, key: str) -> bool:
-        return self._head(key) is not None
+        return self._known.get(key) is not None or self._head(key) is not None
 
     def size(self, key: str) -> int:
         """Returns the size in bytes of `key`; 0 if it does not exist."""
+        known = self._known.get(key)
+        if known is not None:
+            return len(known)
         head = self._head(key)
         return int(head["ContentLength"]) if head is not None else 0
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+import schemas.joining
 import schemas.ledger
 import schemas.messages
 from schemas.canonical import Extended, sha256_hex
@@ -27,7 +28,7 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 PREDICATES: dict[str, type[Predicate]] = {
     name: value
-    for module in (schemas.messages, schemas.ledger)
+    for module in (schemas.messages, schemas.ledger, schemas.joining)
     for name, value in vars(module).items()
     if isinstance(value, type) and issubclass(value, Predicate) and value is not Predicate
 }

@@ -12,6 +12,7 @@ import pytest
 
 from schemas.errors import OperationError, PeerError
 from schemas.options import S3Settings
+from tasks.storage.known import KnownObjects
 from tasks.storage.names import is_name
 from tasks.storage.opening import open_store, split_address
 from tasks.storage.s3 import S3Place, S3Store
@@ -201,6 +202,34 @@ def test_bytes_that_were_damaged_are_not_believed(store: S3Store, faults: Faults
     faults.damage = True
     with pytest.raises(PeerError, match="mercy: sites/mercy/large does not hold the bytes that were sent"):
         store.get("sites/mercy/large")
+
+
+def test_what_was_read_once_is_not_asked_for_again(store: S3Store, faults: Faults) -> None:
+    store.put("sites/a/one", b"first")
+    assert not store.exists("sites/a/two")
+    faults.reset()
+    for _ in range(3):
+        assert store.get("sites/a/one") == b"first"
+        assert store.exists("sites/a/one")
+        assert store.size("sites/a/one") == 5
+    assert len(faults.requests) == 1
+    store.put("sites/a/two", b"second")
+    assert store.get("sites/a/two") == b"second"
+    # Whoever overwrites an object behind the store's back changes nothing for those who have read it.
+    store.client.put_object(Bucket=store.place.bucket, Key="sites/a/one", Body=b"other")
+    assert store.get("sites/a/one") == b"first"
+
+
+def test_the_memory_of_what_was_read_is_bounded() -> None:
+    known = KnownObjects(total_bytes=10)
+    for name in ("a", "b", "c"):
+        known.remember(name, b"1234")
+    assert known.get("a") is None
+    assert known.get("b") == b"1234"
+    known.remember("d", b"1234")
+    assert known.get("c") is None
+    known.remember("huge", bytes((1 << 20) + 1))
+    assert known.get("huge") is None
 
 
 def test_names_that_a_hostile_server_lists_never_leave_the_store(store: S3Store) -> None:

@@ -1,0 +1,233 @@
+"""`consilium coordinator`: make a coordinator, propose a study, run its servers, look at it, back it up."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from infra.commands.base import FILE, FOLDER, Example, existing
+
+HOME = click.option("--home", type=FOLDER, required=True, help="The coordinator's folder.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON on standard output.")
+
+
+@click.command(
+    cls=Example,
+    epilog="consilium coordinator init --home coord --store /srv/store\n"
+    "consilium coordinator init --home coord --store s3://study --credentials coordinator.json \\\n"
+    "    --endpoint https://s3.example.org --prefect-port 4200 --mlflow-port 5000",
+)
+@HOME
+@click.option("--name", default="coordinator", show_default=True, help="The coordinator's name in plans.")
+@click.option("--store", required=True, help="The object store: a folder, or s3://bucket/prefix.")
+@click.option("--credentials", type=FILE, help="JSON file, mode 0600, with the coordinator's keys for the bucket.")
+@click.option("--endpoint", help="Address of the S3 server [default: Amazon's].")
+@click.option("--region", default="us-east-1", show_default=True, help="Region of the bucket.")
+@click.option("--ca-file", type=FILE, help="Certificates that sign the store's, if the system's do not.")
+@click.option("--prefect-port", type=click.IntRange(1, 65535), default=4200, show_default=True, help="Prefect's port.")
+@click.option("--mlflow-port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="MLflow's port.")
+@click.option("--prefect-database", type=FILE, help="File, mode 0600, with the address of a PostgreSQL for Prefect.")
+@click.option("--mlflow-database", type=FILE, help="File, mode 0600, with the address of a PostgreSQL for MLflow.")
+def init(
+    home: Path,
+    name: str,
+    store: str,
+    credentials: Path | None,
+    endpoint: str | None,
+    region: str,
+    ca_file: Path | None,
+    prefect_port: int,
+    mlflow_port: int,
+    prefect_database: Path | None,
+    mlflow_database: Path | None,
+) -> None:
+    """Make the coordinator's folder: settings and fresh keys. The store is asked whether it keeps what it is given."""
+    from infra.homes import coordinator_store, fingerprint, make_home, make_s3, store_address
+    from infra.settings import save_settings
+    from schemas.options import CoordinatorSettings
+    from schemas.services import ServiceSettings
+
+    settings = CoordinatorSettings(
+        name=name,
+        store=store_address(store),
+        s3=make_s3(store, credentials, endpoint, region, ca_file),
+        prefect_api_url=f"http://127.0.0.1:{prefect_port}/api",
+        mlflow_uri=f"http://127.0.0.1:{mlflow_port}",
+        artifacts="",
+    )
+    coordinator_store(settings)  # a bucket that overwrites is refused before anything is made
+    identity = make_home(home, settings)
+    services = ServiceSettings(
+        prefect_port=prefect_port,
+        mlflow_port=mlflow_port,
+        prefect_database_file=str(prefect_database.absolute()) if prefect_database else None,
+        mlflow_database_file=str(mlflow_database.absolute()) if mlflow_database else None,
+    )
+    save_settings(services, home / "services.json")
+    click.echo(f"Made {home}. Fingerprint: {fingerprint(identity.identity_key)}")
+    click.echo(f"Next: consilium coordinator up --home {home}, then sites, then propose.")
+
+
+@click.command(cls=Example, epilog="consilium coordinator up --home coord")
+@HOME
+def up(home: Path) -> None:
+    """Run PostgreSQL, the Prefect server and MLflow on this machine's loopback until stopped.
+
+    A private PostgreSQL is used where it is installed and services.json names none. Put a reverse proxy in front:
+    `consilium coordinator proxy`.
+    """
+    home = existing(home, "services.json")
+    import signal
+
+    from infra.services import running_services
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated program stops its servers in order
+    try:
+        with running_services(home, lambda text: click.echo(text, err=True)) as services:
+            click.echo(f"Prefect: {services.prefect.ui_url}")
+            click.echo(f"MLflow:  {services.mlflow_address}")
+            click.echo("Press Ctrl-C to stop both.")
+            while True:
+                services.verify_alive()
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        click.echo("Stopped.")
+
+
+@click.command(
+    cls=Example,
+    epilog="consilium coordinator sites --home coord mercy general\n"
+    "consilium coordinator sites --home coord mercy --json",
+)
+@HOME
+@click.argument("names", nargs=-1, required=True)
+@AS_JSON
+def sites(home: Path, names: tuple[str, ...], as_json: bool) -> None:
+    """Show what hospitals asked for, with the fingerprints to compare with them by telephone."""
+    home = existing(home, "config.json")
+    from infra.homes import coordinator_store, fingerprint
+    from infra.joining import entry_of, read_requests
+    from infra.settings import load_settings
+    from schemas.options import CoordinatorSettings
+
+    requests = read_requests(coordinator_store(load_settings(CoordinatorSettings, home / "config.json")), names)
+    if as_json:
+        click.echo(json.dumps([entry_of(request).model_dump(mode="json") for request in requests], indent=2))
+        return
+    for request in requests:
+        part = " and ".join(
+            text
+            for text, wanted in (("contributes", request.contributor), ("holds a share of the key", request.key_holder))
+            if wanted
+        )
+        click.echo(f"{request.site}: {request.declared_patients} patients, {part}, asked {request.time}")
+        click.echo(f"    {fingerprint(request.identity_key)}")
+
+
+@click.command(
+    cls=Example,
+    epilog="consilium coordinator propose --home coord draft.json --site mercy --site general --join north.json\n"
+    "consilium coordinator propose --home coord plan.json",
+)
+@HOME
+@click.argument("draft", type=FILE)
+@click.option("--site", "names", multiple=True, help="Enter this hospital, as it asked in the store; repeatable.")
+@click.option("--join", "files", type=FILE, multiple=True, help="Enter the hospital of this request; repeatable.")
+def propose(home: Path, draft: Path, names: tuple[str, ...], files: tuple[Path, ...]) -> None:
+    """Sign and publish a plan: the hospitals can approve it from here on.
+
+    DRAFT is a plan. With --site or --join its sites, coordinator and nonce are replaced by real ones; without, it is
+    taken as it is. Compare the fingerprints first: `consilium coordinator sites`.
+    """
+    home = existing(home, "config.json")
+    from infra.homes import coordinator_store
+    from infra.joining import read_requests
+    from infra.plans import describe_plan
+    from infra.proposing import propose as publish
+    from infra.settings import load_settings
+    from schemas.options import CoordinatorSettings
+
+    store = coordinator_store(load_settings(CoordinatorSettings, home / "config.json"))
+    plan = publish(home, draft, read_requests(store, names, files))
+    click.echo(describe_plan(plan))
+    click.echo(f"\nPublished. Tell the hospitals this digest by a safe way:\n{plan.study}")
+
+
+@click.command(
+    cls=Example, epilog="consilium coordinator status --home coord\nconsilium coordinator status --home coord --json"
+)
+@HOME
+@AS_JSON
+def status(home: Path, as_json: bool) -> None:
+    """Say how the coordinator stands: servers, store, approvals, agents, rounds."""
+    home = existing(home, "config.json")
+    from infra.status import coordinator_status
+
+    found = coordinator_status(home)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo(f"Coordinator  {found['coordinator']}, process {found['process']}")
+    click.echo(f"Store        {found['store'].get('message', found['store']['state'])}")
+    click.echo(f"Prefect      {found['prefect']}")
+    click.echo(f"MLflow       {found['mlflow']}")
+    study = found["study"]
+    if study is None:
+        click.echo("Study        none proposed; see consilium coordinator propose")
+        return
+    rounds = f", {study['rounds_opened']} of {study['rounds']} rounds opened" if "rounds" in study else ""
+    click.echo(f"Study        {study['study'][:12]} {study.get('title', '')}: {study['state']}{rounds}")
+    for name, site in study.get("sites", {}).items():
+        click.echo(f"    {name:<24} {'approved' if site['approved'] else 'NOT approved':<14} agent {site['agent']}")
+
+
+@click.command(cls=Example, epilog="consilium coordinator backup --home coord --out coordinator-monday.tar.gz")
+@HOME
+@click.option("--out", type=FILE, required=True, help="New archive; readable by its owner only.")
+def backup(home: Path, out: Path) -> None:
+    """Write keys, settings and a consistent copy of the study log to an archive. Keep it as safe as the keys.
+
+    The store is not in it; Prefect and MLflow are views. A running study is not disturbed.
+    """
+    home = existing(home, "config.json")
+    from infra.backup import back_up
+
+    click.echo(f"Wrote {out}: {', '.join(back_up(home, out))}")
+
+
+@click.command(
+    cls=Example,
+    epilog="consilium coordinator bucket --home coord mercy general > policy.json\n"
+    "consilium coordinator bucket --home coord mercy --principal 'arn:aws:iam::123456789012:user/{name}' --enforce\n"
+    "consilium coordinator bucket --home coord mercy general --owner owner.json --ciphertext-days 90",
+)
+@HOME
+@click.argument("names", nargs=-1, required=True)
+@click.option("--principal", default="arn:aws:iam:::user/{name}", show_default=True, help="Pattern of the users' ARNs.")
+@click.option("--enforce", is_flag=True, help="Let the server refuse unconditional writes (Amazon's condition keys).")
+@click.option("--owner", type=FILE, help="Credentials of the bucket's owner: apply the policy and the lifecycle.")
+@click.option(
+    "--ciphertext-days", type=click.IntRange(1), help="With --owner: bulk ciphertexts expire after so many days."
+)
+def bucket(
+    home: Path, names: tuple[str, ...], principal: str, enforce: bool, owner: Path | None, ciphertext_days: int | None
+) -> None:
+    """Print the bucket's policy for the coordinator and these hospitals, or apply it with the owner's keys."""
+    home = existing(home, "config.json")
+    from infra.buckets import apply_bucket, make_policy
+    from infra.settings import load_settings
+    from schemas.options import CoordinatorSettings
+
+    settings = load_settings(CoordinatorSettings, home / "config.json")
+    policy = make_policy(settings, names, principal, enforce)
+    if owner is None:
+        click.echo(json.dumps(policy, indent=2))
+        return
+    apply_bucket(settings, owner, policy, ciphertext_days)
+    click.echo(f"Applied to {settings.store}: each of {len(names)} hospitals writes under its own prefix only.")
+
+
+COMMANDS = (init, up, sites, propose, status, backup, bucket)

@@ -1,0 +1,176 @@
+"""The coordinator's servers on its own machine: PostgreSQL, Prefect, MLflow; they end with their supervisor."""
+
+from __future__ import annotations
+
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.postgres import Postgres, find_postgres_programs, start_postgres
+from infra.prefect_server import PrefectServer, start_prefect_server
+from infra.processes import ChildProcess, WorkdirLock, is_port_free, start_process
+from infra.settings import load_settings, participant_environment
+from schemas.errors import OperationError
+from schemas.options import CoordinatorSettings
+from schemas.services import ServiceSettings
+
+_START_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Services:
+    """What runs, and where."""
+
+    prefect: PrefectServer
+    mlflow: ChildProcess
+    mlflow_address: str
+    postgres: Postgres | None
+
+    def verify_alive(self) -> None:
+        """Raises OperationError `service-died`, naming the one that ended and its log."""
+        running: tuple[tuple[str, bool, Path], ...] = (
+            ("the Prefect server", self.prefect.is_alive(), self.prefect.process.log),
+            ("MLflow", self.mlflow.is_alive(), self.mlflow.log),
+        )
+        if self.postgres is not None:
+            running += (("PostgreSQL", self.postgres.is_alive(), self.postgres.process.log),)
+        for name, alive, log in running:
+            if not alive:
+                raise OperationError("service-died", f"{name} ended; see {log}.", "Run the command again.")
+
+
+@contextmanager
+def running_services(home: Path, say: Callable[[str], None]) -> Iterator[Services]:
+    """Starts the servers of a coordinator's home, and stops them in order at the end.
+
+    Args:
+        say: Receives one line per step.
+
+    Raises:
+        OperationError: `workdir-in-use`, `port-in-use`, `service-died`, and those of the servers' own start.
+    """
+    settings = load_settings(CoordinatorSettings, home / "config.json")
+    services = load_settings(ServiceSettings, home / "services.json")
+    for port in (services.prefect_port, services.mlflow_port):
+        if not is_port_free(port):
+            raise OperationError("port-in-use", f"Port {port} is in use by another program.", "Edit services.json.")
+    with ExitStack() as stack:
+        stack.enter_context(WorkdirLock(home / "services"))
+        own = services.prefect_database_file is None or services.mlflow_database_file is None
+        postgres = _start_postgres(home, say) if own else None
+        if postgres is not None:
+            stack.callback(postgres.stop)
+        mlflow = _start_mlflow(home, settings, services, postgres)
+        stack.callback(mlflow.stop)
+        say("Starting the Prefect server")
+        prefect = start_prefect_server(
+            home / "services" / "prefect",
+            log=_log(home, "prefect-server"),
+            database_url=_database(services.prefect_database_file)
+            or (postgres.url("prefect") if postgres is not None else None),
+            port=services.prefect_port,
+        )
+        stack.callback(prefect.stop)
+        running = Services(prefect, mlflow, f"http://127.0.0.1:{services.mlflow_port}", postgres)
+        say("Waiting for MLflow")
+        _wait(running)
+        yield running
+
+
+def _start_postgres(home: Path, say: Callable[[str], None]) -> Postgres | None:
+    if find_postgres_programs() is None:
+        say("There is no PostgreSQL here: SQLite serves a trial, not a study with many sites")
+        return None
+    say("Starting PostgreSQL")
+    return start_postgres(home / "services" / "postgres", log=_log(home, "postgres"), databases=("prefect", "mlflow"))
+
+
+def _start_mlflow(
+    home: Path, settings: CoordinatorSettings, services: ServiceSettings, postgres: Postgres | None
+) -> ChildProcess:
+    """Starts MLflow's server without waiting for it: Prefect's starts meanwhile."""
+    backend = _database(services.mlflow_database_file)
+    if backend is None:
+        local = f"sqlite:///{home / 'services' / 'mlflow.db'}"
+        backend = postgres.url("mlflow", "postgresql+psycopg2") if postgres is not None else local
+    artifacts = mlflow_artifacts(home, settings, services)
+    # The address may hold a password: it goes through the environment, which only this user can read.
+    environment = participant_environment(home, {}) | _bucket_environment(settings, artifacts)
+    environment |= {
+        "MLFLOW_BACKEND_STORE_URI": backend,
+        "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
+        # Without its job runner MLflow needs two processes instead of ten; its gateway to models has no use here.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ENABLE_AI_GATEWAY": "false",
+    }
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(services.mlflow_port), "--workers", "1"]
+    return start_process("MLflow", command, log=_log(home, "mlflow"), environment=environment, folder=home)
+
+
+def mlflow_artifacts(home: Path, settings: CoordinatorSettings, services: ServiceSettings) -> str:
+    """Returns where MLflow keeps artifacts: as said, else beside the study in its bucket, else in the home."""
+    if services.mlflow_artifacts is not None:
+        return services.mlflow_artifacts
+    if settings.s3 is not None:
+        return f"{settings.store.rstrip('/')}/coordinator/mlflow"
+    return str(home / "services" / "mlartifacts")
+
+
+def _bucket_environment(settings: CoordinatorSettings, artifacts: str) -> dict[str, str]:
+    if settings.s3 is None or not artifacts.startswith("s3://"):
+        return {}
+    from tasks.storage.s3_client import read_credentials
+
+    credentials = read_credentials(Path(settings.s3.credentials_file))
+    given = {
+        "AWS_ACCESS_KEY_ID": credentials.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key,
+        "AWS_DEFAULT_REGION": settings.s3.region,
+        "MLFLOW_S3_ENDPOINT_URL": settings.s3.endpoint,
+        "AWS_SESSION_TOKEN": credentials.session_token,
+        "AWS_CA_BUNDLE": settings.s3.ca_file,
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _database(file: str | None) -> str | None:
+    """Returns the address in a secret file; raises OperationError `secret-unreadable`, `secret-exposed`."""
+    if file is None:
+        return None
+    from tasks.storage.s3_client import read_secret_file
+
+    return read_secret_file(Path(file)).strip()
+
+
+def _log(home: Path, name: str) -> Path:
+    return home / "services" / f"{name}.log"
+
+
+def _wait(running: Services) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not is_answering(f"{running.mlflow_address}/health"):
+        running.verify_alive()
+        if time.monotonic() > deadline:
+            raise OperationError(
+                "service-slow", f"MLflow did not answer; see {running.mlflow.log}.", "Free memory and try again."
+            )
+        time.sleep(0.25)
+
+
+def is_answering(url: str) -> bool:
+    """Says whether a server of this machine answers `url` with 200."""
+    # A proxy of the environment cannot reach this machine's own ports.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False

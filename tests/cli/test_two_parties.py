@@ -1,0 +1,285 @@
+"""Hospitals join, approve, pause and leave, and a coordinator proposes, by the commands that people type; on S3."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from infra.cli import main
+from infra.embedded import EmbeddedConsortium, Faults, contribute
+from infra.joining import open_request
+from infra.settings import load_settings
+from schemas.errors import ConsiliumError, OperationError, PeerError, PlanError
+from schemas.options import CoordinatorSettings, SiteSettings
+from site_agents.context import open_context
+from site_agents.home import open_home
+from site_agents.round import SiteRound
+from tasks.audit.keys import read_public_keys
+from tasks.audit.verify import verify_evidence
+from tests.simulator import Prepared, change_settings
+from tests.storage.s3_servers import S3Server, running_moto, write_credentials
+
+
+@dataclass(frozen=True)
+class Consortium:
+    """Homes made by the commands, and the server that they share."""
+
+    folder: Path
+    sites: tuple[str, ...]
+    draft: Path
+
+    @property
+    def coordinator(self) -> Path:
+        return self.folder / "coordinator"
+
+    def home(self, site: str) -> Path:
+        return self.folder / site
+
+    @property
+    def study(self) -> str:
+        return load_settings(CoordinatorSettings, self.coordinator / "config.json").study
+
+    def opened(self) -> EmbeddedConsortium:
+        return EmbeddedConsortium(self.coordinator, {site: self.home(site) for site in self.sites})
+
+
+def run(*command: str, answer: str = "") -> str:
+    result = CliRunner().invoke(main, command, input=answer, env={"CONSILIUM_DEBUG": "1"}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*command: str) -> ConsiliumError:
+    with pytest.raises(ConsiliumError) as caught:
+        CliRunner().invoke(main, command, env={"CONSILIUM_DEBUG": "1"}, catch_exceptions=False)
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with running_moto(tmp_path_factory.mktemp("moto")) as running:
+        yield running
+
+
+@pytest.fixture
+def consortium(prepared_study: Prepared, tmp_path: Path) -> Consortium:
+    """Five hospitals that joined, and a coordinator that has not proposed yet; the store is a folder."""
+    return _joined(prepared_study, tmp_path, ("--store", str(tmp_path / "store")))
+
+
+@pytest.fixture
+def on_s3(server: S3Server, prepared_study: Prepared, tmp_path: Path) -> Consortium:
+    """The same with a bucket, a key per participant, and everybody's approval."""
+    bucket = f"b{abs(hash(str(tmp_path))):x}"
+    server.client.create_bucket(Bucket=bucket)
+    endpoint = ("--endpoint", str(server.settings.endpoint), "--store", f"s3://{bucket}/study")
+    return _approved(_joined(prepared_study, tmp_path, endpoint))
+
+
+def _joined(prepared_study: Prepared, tmp_path: Path, endpoint: tuple[str, ...]) -> Consortium:
+    sites = tuple(site.name for site in prepared_study.plan.sites)
+    keys = write_credentials(tmp_path, "coordinator", "secret-1")
+    run("coordinator", "init", "--home", str(tmp_path / "coordinator"), "--credentials", str(keys), *endpoint)
+    for name in sites:
+        home, table = tmp_path / name, tmp_path / f"{name}.parquet"
+        shutil.copyfile(prepared_study.workdir.site(name) / "cohort.parquet", table)
+        keys = write_credentials(tmp_path, name, "secret-2")
+        asked = ("--name", name, "--data", str(table), "--epsilon", "3", "--delta", "1e-5", "--prefect", "http://x/api")
+        run("site", "init", "--home", str(home), "--credentials", str(keys), *asked, *endpoint)
+        change_settings(home, memory_folder=str(tmp_path / "memory" / name))
+        run("site", "join", "--home", str(home), "--patients", "110")
+    (tmp_path / "memory").mkdir(mode=0o700)
+    draft = tmp_path / "draft.json"
+    draft.write_text(json.dumps(prepared_study.plan.model_dump(mode="json")))
+    return Consortium(tmp_path, sites, draft)
+
+
+@pytest.fixture
+def approved(consortium: Consortium) -> Consortium:
+    """The same after proposal and every hospital's approval."""
+    return _approved(consortium)
+
+
+def _approved(consortium: Consortium) -> Consortium:
+    named = [part for site in consortium.sites for part in ("--site", site)]
+    run("coordinator", "propose", "--home", str(consortium.coordinator), str(consortium.draft), *named)
+    for site in consortium.sites:
+        run("site", "approve", "--home", str(consortium.home(site)), consortium.study, "--yes")
+    return consortium
+
+
+@pytest.mark.long
+def test_a_study_made_by_the_commands_runs_on_s3_and_its_evidence_verifies(on_s3: Consortium) -> None:
+    status = json.loads(run("coordinator", "status", "--home", str(on_s3.coordinator), "--json"))
+    assert status["study"]["state"] == "approved"
+    assert status["store"] == {"state": "answers", "conditional_parts": True}
+    opened = on_s3.opened()
+    evaluation = opened.run_study()
+    evidence = opened.release(opened.plan.mechanism.rounds, evaluation)
+    report = verify_evidence(evidence, read_public_keys(on_s3.coordinator / "public-keys.json"))
+    assert report.passed
+    status = json.loads(run("coordinator", "status", "--home", str(on_s3.coordinator), "--json"))
+    assert (status["study"]["state"], status["study"]["rounds_opened"]) == ("released", 3)
+    site = json.loads(run("site", "status", "--home", str(on_s3.home(on_s3.sites[0])), "--json"))
+    assert site["studies"] == [
+        {"study": on_s3.study, "title": opened.plan.title, "state": "released", "rounds_opened": 3, "rounds": 3}
+    ]
+
+
+def test_a_paused_site_contributes_nothing_charges_nothing_and_helps_to_open(approved: Consortium) -> None:
+    paused, home = approved.sites[0], approved.home(approved.sites[0])
+    opened = approved.opened()
+    public = opened.run_ceremony()
+    assert run("site", "pause", "--home", str(home)) == "Paused.\n"
+    assert run("site", "pause", "--home", str(home)) == "It was paused before.\n"
+    opened.sites[paused] = opened.open_site(paused)
+    outcome = opened.run_round(public, 1)
+    assert paused not in dict(outcome.record.predicate.contributions)
+    assert [entry.body.code for entry in opened.sites[paused].ledger.find(approved.study, "refused")] == ["site-paused"]  # type: ignore[union-attr]
+    assert opened.sites[paused].ledger.find(approved.study, "privacy-reserved") == []
+    assert opened.sites[paused].ledger.find(approved.study, "record-signed") != []
+    run("site", "resume", "--home", str(home))
+    opened.sites[paused] = opened.open_site(paused)
+    outcome = opened.run_round(public, 2)
+    assert paused in dict(outcome.record.predicate.contributions)
+
+
+def test_a_site_that_left_never_answers_again_and_the_others_finish(approved: Consortium) -> None:
+    gone, home = approved.sites[0], approved.home(approved.sites[0])
+    opened = approved.opened()
+    public = opened.run_ceremony()
+    opened.run_round(public, 1)
+    before = opened.sites[gone].ledger.position().size
+    run("site", "leave", "--home", str(home), approved.study[:12], answer="y\n")
+    assert load_settings(SiteSettings, home / "config.json").left == (approved.study,)
+    context = open_context(open_home(home), approved.study)
+    assert context.ledger.position().size == before + 1
+    assert not list((approved.folder / "memory" / gone).glob("*/epoch-*/secrets-*"))
+    opened.sites[gone] = opened.open_site(gone)
+    with pytest.raises(OperationError, match="holds no secrets of epoch 1"):
+        contribute(SiteRound(opened.sites[gone], 1, 1))
+    outcome = opened.run_round(public, 2, faults=Faults(silent=(gone,)))
+    assert gone not in dict(outcome.record.predicate.contributions)
+    evaluation = opened.run_round(public, 3, "evaluate", Faults(silent=(gone,)))
+    evidence = opened.release(2, evaluation)
+    assert verify_evidence(evidence, read_public_keys(approved.coordinator / "public-keys.json")).passed
+    assert refused("site", "approve", "--home", str(home), approved.study, "--yes").code == "site-left"
+
+
+def test_a_plan_is_not_approved_with_other_keys_another_text_or_too_much_epsilon(approved: Consortium) -> None:
+    home = approved.home(approved.sites[0])
+    assert refused("site", "approve", "--home", str(home), "0" * 64, "--yes").code == "no-such-plan"
+    change_settings(home, epsilon="2")
+    error = refused("site", "approve", "--home", str(home), approved.study, "--yes")
+    assert isinstance(error, PlanError)
+    assert str(error).startswith("The plan asks for epsilon 3, this site's whole budget is 2.")
+    other = approved.folder / "other"
+    shutil.copytree(home, other)
+    change_settings(other, epsilon="3")
+    (other / "identity.json").unlink()
+    from tasks.identity import generate_identity, save_identity
+
+    save_identity(generate_identity(approved.sites[0]), other / "identity.json")
+    assert refused("site", "approve", "--home", str(other), approved.study, "--yes").code == "not-in-plan"
+
+
+def test_a_request_that_is_not_signed_by_its_own_key_is_refused(consortium: Consortium) -> None:
+    home = consortium.home(consortium.sites[0])
+    out = consortium.folder / "request.json"
+    run("site", "join", "--home", str(home), "--patients", "120", "--out", str(out))
+    assert open_request(out.read_bytes(), "x").declared_patients == 120
+    import base64
+
+    envelope = json.loads(out.read_bytes())
+    statement = base64.b64decode(envelope["payload"]).replace(b'"declared_patients":120', b'"declared_patients":990')
+    forged = out.read_bytes().replace(envelope["payload"].encode(), base64.b64encode(statement))
+    with pytest.raises(PeerError, match="the signature on JoinRequest does not verify"):
+        open_request(forged, "x")
+
+
+def test_an_exact_number_of_patients_never_becomes_public(consortium: Consortium) -> None:
+    error = refused("site", "join", "--home", str(consortium.home(consortium.sites[0])), "--patients", "1234")
+    assert str(error) == (
+        "Expected a number of patients rounded to 2 digits: it is public for ever. Declare 1200 or 1300."
+    )
+
+
+def test_a_proposal_names_only_sites_that_asked_and_one_study_a_home(approved: Consortium) -> None:
+    coordinator = ("--home", str(approved.coordinator))
+    assert refused("coordinator", "sites", *coordinator, "nobody").code == "no-request"
+    shown = run("coordinator", "sites", *coordinator, approved.sites[0])
+    assert shown.startswith(f"{approved.sites[0]}: 110 patients, contributes and holds a share of the key")
+    again = refused("coordinator", "propose", *coordinator, str(approved.draft), "--site", approved.sites[0])
+    assert again.code == "study-unfinished"
+
+
+def test_a_draft_is_not_published_as_it_is_in_somebody_elses_name(consortium: Consortium) -> None:
+    error = refused("coordinator", "propose", "--home", str(consortium.coordinator), str(consortium.draft))
+    assert error.code == "not-in-plan"
+
+
+def test_a_home_is_never_made_twice_and_its_keys_are_private(consortium: Consortium) -> None:
+    home = consortium.home(consortium.sites[0])
+    before = (home / "identity.json").read_bytes()
+    asked = ("--name", "other", "--data", "x", "--epsilon", "3", "--delta", "1e-5", "--prefect", "http://x/api")
+    error = refused("site", "init", "--home", str(home), *asked, "--store", str(consortium.folder / "s"))
+    assert error.code == "home-exists"
+    assert (home / "identity.json").read_bytes() == before
+    assert home.stat().st_mode & 0o077 == 0
+    assert (home / "config.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_backup_holds_the_log_as_it_is_and_nobody_else_reads_it(approved: Consortium) -> None:
+    opened = approved.opened()
+    public = opened.run_ceremony()
+    opened.run_round(public, 1)
+    archive = approved.folder / "backup.tar.gz"
+    run("coordinator", "backup", "--home", str(approved.coordinator), "--out", str(archive))
+    assert archive.stat().st_mode & 0o077 == 0
+    assert (
+        refused("coordinator", "backup", "--home", str(approved.coordinator), "--out", str(archive)).code
+        == "backup-exists"
+    )
+    restored = approved.folder / "restored"
+    with tarfile.open(archive) as content:
+        content.extractall(restored, filter="data")
+    # A coordinator restored from before round 2 goes on where the store says the study is.
+    opened.run_round(public, 2)
+    resumed = EmbeddedConsortium(restored, {site: approved.home(site) for site in approved.sites})
+    assert resumed.coordinator.log.position().size < opened.coordinator.log.position().size
+
+
+def test_the_buckets_policy_is_printed_and_applied(on_s3: Consortium, server: S3Server) -> None:
+    asked = ("coordinator", "bucket", "--home", str(on_s3.coordinator), *on_s3.sites)
+    policy = json.loads(run(*asked))
+    assert len({statement["Principal"]["AWS"][0] for statement in policy["Statement"]}) == 6
+    owner = str(Path(server.settings.credentials_file))
+    run(*asked, "--owner", owner, "--ciphertext-days", "30")
+    bucket = load_settings(CoordinatorSettings, on_s3.coordinator / "config.json").store.split("/")[2]
+    assert json.loads(server.client.get_bucket_policy(Bucket=bucket)["Policy"]) == policy
+    assert refused(*asked, "--principal", "arn:aws:iam:::user/all").code == "bad-principal"
+
+
+def test_status_says_what_it_cannot_reach(on_s3: Consortium) -> None:
+    home = on_s3.home(on_s3.sites[0])
+    s3 = json.loads((home / "config.json").read_text())["s3"]
+    change_settings(home, s3=s3 | {"endpoint": "http://127.0.0.1:9", "attempts": 1})
+    status = json.loads(run("site", "status", "--home", str(home), "--json"))
+    assert status["store"]["state"] == "store-unreachable"
+    assert (status["agent"], status["paused"], status["prefect"]) == ("stopped", False, "does not answer")
+    assert "(plan not readable): approved" in run("site", "status", "--home", str(home))
+
+
+def test_a_coordinator_without_a_study_says_so(consortium: Consortium) -> None:
+    from flows.context import open_coordinator
+
+    with pytest.raises(OperationError, match="This coordinator has no study yet"):
+        open_coordinator(consortium.coordinator)
+    assert "none proposed" in run("coordinator", "status", "--home", str(consortium.coordinator))
