@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from binascii import a2b_base64
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
@@ -26,6 +27,7 @@ from schemas.ledger import Body, LedgerEntry
 FIRST_PREVIOUS = "0" * 64
 # RFC 8785 and json.dumps agree on our nouns (ASCII keys, no floats) while integers stay below 2**53.
 _LONG_NUMBER = re.compile(rb"[\[:,]-?[0-9]{16}")
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False)
 _FIELD = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
@@ -83,7 +85,7 @@ class EntryReader:
         """
         try:
             envelope = Envelope.model_validate_json(data)
-            signature, payload = base64.b64decode(envelope.signatures[0].sig), base64.b64decode(envelope.payload)
+            signature, payload = a2b_base64(envelope.signatures[0].sig), a2b_base64(envelope.payload)
         except ValueError:
             raise EvidenceError("not-canonical", "it is not an envelope.") from None
         if data != _envelope_bytes(payload, envelope.signatures[0].keyid, signature):
@@ -139,7 +141,7 @@ def _encode(plain: dict[str, Any], expected: bytes) -> bytes:
             return canonical_bytes(plain)
         except ValueError:
             return b""
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _ENCODER.encode(plain).encode()
 
 
 def _envelope_bytes(payload: bytes, keyid: str, signature: bytes) -> bytes:

@@ -304,6 +304,7 @@ def _gaussian_rules(event: GaussianEvent) -> tuple[tuple[bool, str], ...]:
     )
 
 
+@lru_cache(maxsize=512)
 def exact(text: str) -> Fraction:
     """Returns the rational that a decimal string denotes.
 
