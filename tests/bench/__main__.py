@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.measure import Cost, measure
+from tests.bench.models import render_models
 from tests.secure_sum.protocol import Blobs, SecureSum
 from tests.secure_sum.threshold_ckks import ThresholdCkksSum
 
@@ -198,14 +199,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
     parser.add_argument("sizes", nargs="*", type=lambda text: int(text.replace("_", "").replace(",", "")))
     parser.add_argument("--processes", type=int, default=1, help="over how many processes bulk work is spread")
+    parser.add_argument("--models", action="store_true", help="only training steps and ledger verification")
     given = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if given.models:
+        render_models(console)
+        console.print(f"\n{describe_machine()}")
+        return
     rows: list[tuple[Measured, Measured | None]] = []
     for size in given.sizes or SIZES:
         with tempfile.TemporaryDirectory() as folder:
             protocol = ThresholdCkksSum(SITES, size, Path(folder), given.processes)
             ours = measure_sum(protocol, size, Path(folder))
         rows.append((ours, measure_tenseal(size) if size <= TENSEAL_LARGEST else None))
-    render(rows, Console(width=None if sys.stdout.isatty() else 160), given.processes)
+    render(rows, console, given.processes)
+    if not given.sizes:
+        render_models(console)
 
 
 if __name__ == "__main__":

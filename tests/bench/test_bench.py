@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tests.bench.__main__ import measure_sum, measure_tenseal, pieces_of, render, verify_exact
 from tests.bench.measure import measure
+from tests.bench.models import render_models
 from tests.secure_sum.threshold_ckks import ThresholdCkksSum
 
 
@@ -35,3 +36,10 @@ def test_a_step_is_charged_for_its_own_memory() -> None:
     _, small = measure(lambda: None)
     size, large = measure(lambda: np.ones(50_000_000 // 8).size * 8)
     assert large.peak_bytes - small.peak_bytes > 0.9 * size
+
+
+def test_the_bench_measures_training_and_ledger_beside_their_targets() -> None:
+    out = io.StringIO()
+    render_models(Console(file=out, width=160), rows=64, entries=40)
+    for text in ("plain SGD 60-32-1", "closed form, clipped exact sum", "whole verification", "| ratio | target |"):
+        assert text in " ".join(out.getvalue().split())
