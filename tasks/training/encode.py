@@ -33,7 +33,10 @@ def encode_gradients(
     clipped = gradients * np.minimum(1.0, clip_norm / np.maximum(norms, np.finfo(np.float64).tiny))
     # Overflowing norms (inf) give factor 0; a row whose product is still not a number counts as zero.
     clipped = np.where(np.isfinite(clipped), clipped, 0.0)
-    integers = np.rint(clipped * (2.0**scale_bits / clip_norm)).astype(np.int64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = np.rint(clipped * (2.0**scale_bits / clip_norm))
+    # A clip norm at the edge of float64 makes infinities, which as integers would wrap past every bound.
+    integers = np.where(np.abs(scaled) <= 2.0 ** (scale_bits + 1), scaled, 0.0).astype(np.int64)
     return _clip_integers(integers, sensitivity)
 
 

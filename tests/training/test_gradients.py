@@ -80,7 +80,7 @@ def test_patient_with_five_rows_counts_once_and_is_clipped_once():
 @given(
     gradients=arrays(np.float64, (3, 7), elements=st.floats(allow_nan=False, width=64)),
     bits=st.integers(8, 24),
-    clip=st.sampled_from([1e-3, 0.7, 1.0, 1e6]),
+    clip=st.sampled_from([5e-324, 1e-310, 1e-3, 0.7, 1.0, 1e6, 1e308]),
 )
 def test_integer_norm_never_exceeds_the_sensitivity(gradients, bits, clip):
     with np.errstate(all="ignore"):
