@@ -57,13 +57,13 @@ class DataContract(Extended):
         description: What the study is about, for people.
         label_rule: How the label is derived from outcome columns; without it the table has the label.
         split: How held-out patients are chosen; without it the table has the held_out column, or nobody is held out.
-        keys: Column groups by which no two rows may be equal.
+        row_keys: Column groups by which no two rows may be equal.
         cohort: Rows for which one of these does not hold are no part of the study.
         rules: Cross-column rules.
         outcomes: Further names of outcomes that no feature may have or be filled from.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("description", "label_rule", "split", "keys", "cohort", "rules", "outcomes")
+    LATER: ClassVar[tuple[str, ...]] = ("description", "label_rule", "split", "row_keys", "cohort", "rules", "outcomes")
 
     format: Literal["consilium/contract/1"] = "consilium/contract/1"
     name: str
@@ -74,7 +74,7 @@ class DataContract(Extended):
     description: str = ""
     label_rule: LabelRule | None = None
     split: Split | None = None
-    keys: tuple[tuple[str, ...], ...] = ()
+    row_keys: tuple[tuple[str, ...], ...] = ()
     cohort: tuple[Condition, ...] = ()
     rules: tuple[CrossRule, ...] = ()
     outcomes: tuple[str, ...] = ()

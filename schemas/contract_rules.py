@@ -67,14 +67,14 @@ def verify_rules(contract: DataContract) -> None:
                     "Give its columns the role outcome, so that none of them becomes a feature.",
                 )
     _verify_split(contract)
-    for key in contract.keys:
+    for key in contract.row_keys:
         if not key or len(set(key)) != len(key) or any(columns.get(name) is None for name in key):
             raise PlanError("contract-keys", "A key names no column, one twice, or one that is not there.", _CORRECT)
         if any(float(columns[name].max_missing) > 0 or columns[name] in contract.derived for name in key):
             raise PlanError(
                 "contract-keys", f"The key {', '.join(key)} has a column that may be missing or is derived.", _CORRECT
             )
-    if len(set(contract.keys)) != len(contract.keys):
+    if len(set(contract.row_keys)) != len(contract.row_keys):
         raise PlanError("contract-keys", "The contract gives the same key twice.", "Remove one.")
     _verify_conditions(contract.cohort, columns, "contract-cohort", "the cohort")
     names = [rule.name for rule in contract.rules]

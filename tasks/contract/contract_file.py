@@ -77,8 +77,8 @@ def render_contract(contract: DataContract) -> str:
         plain["label"] = {"when": [_condition_to_plain(c) for c in contract.label_rule.when]}
     if contract.split:
         plain["split"] = {"share": contract.split.share, "salt": contract.split.salt}
-    if contract.keys:
-        plain["keys"] = [list(key) for key in contract.keys]
+    if contract.row_keys:
+        plain["keys"] = [list(key) for key in contract.row_keys]
     if contract.cohort:
         plain["cohort"] = [_condition_to_plain(c) for c in contract.cohort]
     if contract.rules:
@@ -111,7 +111,7 @@ def _from_yaml(plain: Any, what: str) -> DataContract:
         "columns": columns,
         "label_rule": label,
         "split": fields.get("split"),
-        "keys": fields.get("keys") or [],
+        "row_keys": fields.get("keys") or [],
         "cohort": _conditions(fields.get("cohort"), what, "cohort"),
         "rules": [_rule(item, what) for item in _list(fields.get("rules"), what, "rules")],
         "outcomes": fields.get("outcomes") or [],

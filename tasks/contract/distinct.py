@@ -35,7 +35,7 @@ class RowCounter:
         if split is not None and contract.rows_per_patient == "many":
             self._split = f"split:{split.name}"
             self._rules[self._split] = (patient.name, split.name)
-        self._rules |= {f"keys:{'+'.join(key)}": key for key in contract.keys}
+        self._rules |= {f"keys:{'+'.join(key)}": key for key in contract.row_keys}
         self._hashes: dict[tuple[str, ...], list[Hashes]] = {key: [] for key in (self._patient, *self._rules.values())}
         self._unusable: set[tuple[str, ...]] = set()
         self._rows = 0

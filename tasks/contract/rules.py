@@ -38,7 +38,7 @@ def suite_description(contract: DataContract) -> list[dict[str, Any]]:
         rules.append(_structural("split", split.name))
     for column in contract.columns:
         rules += _value_rules(contract, column)
-    for key in contract.keys:
+    for key in contract.row_keys:
         rule = _expectation("keys", "+".join(key), "ExpectCompoundColumnsToBeUnique", column_list=list(key))
         rules.append(rule)
     for cross in contract.rules:
