@@ -66,6 +66,7 @@ async def run_release(
         release = await enter_release(context, lineage, rounds, evaluation, metrics, reason)
         await publish_checkpoint(context, release)
         await collect_witnesses(context)
+        await record_attack_figures(tracker)
         version = await register_model(context, tracker, release, metrics)
         evidence = await export(context)
         return Released(release, metrics, version, evidence)
@@ -118,6 +119,12 @@ async def _wait_for(context: CoordinatorContext[Agreement], runs: SiteRuns, item
         await runs.revive(sorted(missing))
         await asyncio.sleep(context.options.poll_interval_seconds)
     return missing
+
+
+@recording("record-attacks")
+async def record_attack_figures(tracker: Tracker) -> None:
+    """Logs the attack evaluation that `consilium attack run --home` left for this study, beside epsilon."""
+    tracker.attacks()
 
 
 @recording("register-model")

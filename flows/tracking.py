@@ -13,6 +13,7 @@ from tasks.lineage import Lineage
 from tasks.metrics import EvaluationMetrics
 from tasks.server_step import weights_safetensors
 from tasks.storage.mailbox import Signed
+from tasks.tracking.attacks import ARTIFACT, record_kept_attacks
 from tasks.tracking.plots import EpsilonAtRound
 from tasks.tracking.release import record_release, tag_release, tell_study
 from tasks.tracking.rounds import RoundFacts, derive_round_metrics, record_round
@@ -88,6 +89,10 @@ class Tracker:
             bytes_down=facts.bytes_down,
         )
         return facts
+
+    def attacks(self) -> None:
+        """Logs attacks.json of the coordinator's home, if it is about this study."""
+        record_kept_attacks(self._target, self._context.plan, self._context.home / ARTIFACT)
 
     def release(
         self,

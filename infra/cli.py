@@ -13,6 +13,7 @@ import click
 
 from infra.commands import coordinator as coordinator_commands
 from infra.commands import site as site_commands
+from infra.commands.attack import attack
 from infra.commands.audit import audit
 from infra.commands.base import FILE, FOLDER, Example, PositiveDecimal, existing
 from infra.commands.contract import contract, site_contract
@@ -222,6 +223,7 @@ def ui(workdir: Path, browser: bool) -> None:
     run_ui(workdir, browser)
 
 
+main.add_command(attack)
 main.add_command(audit)
 main.add_command(model)
 main.add_command(review)

@@ -17,7 +17,19 @@ EVALUATION_METRICS = frozenset(
     f"{name}{suffix}" for name in ("auc", "brier", "mean_error") for suffix in ("", "_low", "_high")
 )
 ROUND_ARTIFACTS = frozenset({"instruction.json", "record.json", "opening.json"})
-STUDY_ARTIFACTS = frozenset({"plan.json", "contract.json", "release.json", "public-keys.json"})
+_RATES = tuple(f"membership_tpr_at_fpr_{rate}" for rate in ("0_1pct", "1pct"))
+# Measured on public or simulated patients, never on a site's: `tasks.attacks.report`.
+ATTACK_METRICS = frozenset(
+    {
+        *("membership_auc", "membership_auc_unprotected"),
+        *(f"{rate}{suffix}" for rate in _RATES for suffix in ("", "_low", "_high", "_bound")),
+        *(f"{rate}_unprotected{suffix}" for rate in _RATES for suffix in ("", "_low", "_high")),
+        *(f"property_{name}" for name in ("unprotected", "protected", "site_patients", "trials")),
+        *(f"inversion_{name}" for name in ("unprotected", "protected", "guess", "patients")),
+        *(f"canary_{name}" for name in ("measured_mu", "claimed_mu", "studies")),
+    }
+)
+STUDY_ARTIFACTS = frozenset({"plan.json", "contract.json", "release.json", "public-keys.json", "attacks.json"})
 _STEP_NAME = re.compile(r"^[a-z][a-z_]{0,39}$")
 
 

@@ -39,6 +39,7 @@ COMMANDS = [
     ["audit", "report"],
     ["audit", "explain"],
     ["audit", "snapshot"],
+    ["attack", "run"],
     ["model", "list"],
     ["model", "describe"],
     ["plan", "check"],
