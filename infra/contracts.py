@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import Console
 
-    from tasks.contract.suite import CheckReport
+    from tasks.contract.suite import CheckReport, Finding
 
 ROWS_PER_NOTE = 1_000_000
 
@@ -37,15 +38,29 @@ def local_data(home: Path | None, data: str | None, mapping: Path | None) -> Loc
     return LocalData(data, str(mapping) if mapping else "")
 
 
-def check_local(contract: DataContract, local: LocalData, notes: Console) -> CheckReport:
+@dataclass(frozen=True)
+class LocalCheck:
+    """A check and what only the hospital knows about it.
+
+    Attributes:
+        places: Column -> the source's first row (from 1) that is not of the contract's type.
+    """
+
+    report: CheckReport
+    places: dict[str, int]
+
+
+def check_local(contract: DataContract, local: LocalData, notes: Console) -> LocalCheck:
     """Checks the hospital's rows as a stream; says on `notes` how far it is."""
     from tasks.contract.suite import check_batches
 
-    return check_batches(contract, _noted(read_batches(local, contract), notes))
+    places: dict[str, int] = {}
+    return LocalCheck(check_batches(contract, _noted(read_batches(local, contract, places), notes)), places)
 
 
-def report_as_json(contract: DataContract, report: CheckReport) -> str:
+def report_as_json(contract: DataContract, check: LocalCheck) -> str:
     """Returns the report as JSON: what may leave, and what may not, apart."""
+    report = check.report
     findings = [
         {"rule": f.rule, "columns": list(f.columns), "passed": f.passed, "rows": f.rows, "remedy": f.remedy}
         for f in report.findings
@@ -56,17 +71,19 @@ def report_as_json(contract: DataContract, report: CheckReport) -> str:
         "digest": digest_of(contract),
         "passed": report.verdict.passed,
         "may_leave": report.verdict.model_dump(mode="json"),
-        "private": {"rows": report.rows, "patients": report.patients, "findings": findings},
+        "private": {"rows": report.rows, "patients": report.patients, "findings": findings}
+        | {"first_row_of_another_type": check.places},
     }
     return json.dumps(plain, indent=2)
 
 
-def print_report(contract: DataContract, report: CheckReport, console: Console, every_rule: bool) -> None:
+def print_report(contract: DataContract, check: LocalCheck, console: Console, every_rule: bool) -> None:
     """Prints the rules that did not pass, or all, with columns, rows and remedy."""
     from rich.table import Table
 
     from tasks.contract.rules import shown_failures
 
+    report = check.report
     shown = set(shown_failures(contract, report.verdict))
     table = Table("rule", "columns", "result", "rows", "remedy", title_justify="left")
     for finding in report.findings:
@@ -76,7 +93,7 @@ def print_report(contract: DataContract, report: CheckReport, console: Console, 
                 finding.rule,
                 ", ".join(finding.columns) or "all",
                 "passed" if finding.passed else "FAILED" if failed else "not judged",
-                "" if finding.rows is None else f"{finding.rows:,}",
+                _rows(finding, check.places),
                 finding.remedy if failed else "",
             )
     if table.row_count:
@@ -91,6 +108,12 @@ def print_report(contract: DataContract, report: CheckReport, console: Console, 
         "in a study only pass or fail per rule leaves it.",
         highlight=False,
     )
+
+
+def _rows(finding: Finding, places: dict[str, int]) -> str:
+    if finding.rule.startswith("type:") and finding.columns[0] in places:
+        return f"first: row {places[finding.columns[0]]:,}"
+    return "" if finding.rows is None else f"{finding.rows:,}"
 
 
 def _noted(batches: Iterable[pa.RecordBatch], notes: Console) -> Iterator[pa.RecordBatch]:

@@ -104,16 +104,18 @@ def site_contract_check(
 
     notes = Console(stderr=True)
     read = read_contract(file)
-    report = check_local(read, local_data(home, data, mapping), notes)
+    check = check_local(read, local_data(home, data, mapping), notes)
     if as_json:
-        click.echo(report_as_json(read, report))
+        click.echo(report_as_json(read, check))
     else:
-        print_report(read, report, Console(), every_rule)
+        print_report(read, check, Console(), every_rule)
     if docs is not None:
         from tasks.contract.data_docs import write_data_docs
 
-        notes.print(f"Wrote {write_data_docs(read, report, docs)}; it holds counts: keep it here.", highlight=False)
-    sys.exit(0 if report.verdict.passed else SiteDataError.exit_code)
+        notes.print(
+            f"Wrote {write_data_docs(read, check.report, docs)}; it holds counts: keep it here.", highlight=False
+        )
+    sys.exit(0 if check.report.verdict.passed else SiteDataError.exit_code)
 
 
 def _write(path: Path, text: str) -> None:

@@ -19,13 +19,19 @@ _PROBE = "2001-11-23T04:56:07"
 
 
 class BatchConverter:
-    """Converts batches of one source by one verified mapping."""
+    """Converts batches of one source by one verified mapping.
 
-    def __init__(self, contract: DataContract, mapping: SiteMapping) -> None:
+    Args:
+        places: Filled with column -> the source's first row (from 1) that could not be converted; private.
+    """
+
+    def __init__(self, contract: DataContract, mapping: SiteMapping, places: dict[str, int]) -> None:
         derived = {c.name for c in contract.derived}
         self._columns = [(c, mapping.of(c.name)) for c in contract.columns if c.name not in derived]
         self._schema = arrow_schema(contract)
         self._missing = mapping.missing
+        self._rows = 0
+        self._places = places
         self._units = {c.name: conversion(c, given) for c, given in self._columns if c.kind == "number"}
 
     def convert(self, batch: pa.RecordBatch) -> pa.Table:
@@ -38,12 +44,33 @@ class BatchConverter:
             if given.absent:
                 filled[column.name] = pa.nulls(batch.num_rows, target)
             elif all(batch.schema.names.count(name) == 1 for name in given.source):
-                try:
-                    filled[column.name] = self._fill(column, given, [_decoded(batch.column(n)) for n in given.source])
-                except pa.ArrowException:
-                    # Arrow's message quotes the value; a type that no contract has fails the type rule by name.
-                    filled[column.name] = pa.nulls(batch.num_rows, pa.binary())
+                parts = [batch.column(name) for name in given.source]
+                filled[column.name] = self._attempt(column, given, parts)
+                if filled[column.name].type != target and column.name not in self._places:
+                    self._places[column.name] = self._rows + self._locate(column, given, parts) + 1
+        self._rows += batch.num_rows
         return pa.table(filled) if filled else pa.table({})
+
+    def _attempt(self, column: Column, given: ColumnMapping, parts: list[pa.Array]) -> pa.Array:
+        import pyarrow as pa
+
+        try:
+            return self._fill(column, given, [_decoded(part) for part in parts])
+        except pa.ArrowException:
+            # Arrow's message quotes the value; a type that no contract has fails the type rule by name.
+            return pa.nulls(len(parts[0]), pa.binary())
+
+    def _locate(self, column: Column, given: ColumnMapping, parts: list[pa.Array]) -> int:
+        """Returns the first position that cannot be converted, by halving."""
+        target = self._schema.field(column.name).type
+        good, bad = 0, len(parts[0])
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            if self._attempt(column, given, [part.slice(0, middle) for part in parts]).type == target:
+                good = middle
+            else:
+                bad = middle
+        return bad - 1 if bad else 0
 
     def _fill(self, column: Column, given: ColumnMapping, parts: list[pa.Array]) -> pa.Array:
         missing = (*self._missing, *given.missing)

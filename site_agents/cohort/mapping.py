@@ -82,7 +82,10 @@ def verify_mapping(contract: DataContract, mapping: SiteMapping) -> None:
 
 
 def map_batches(
-    contract: DataContract, mapping: SiteMapping | None, batches: Iterable[pa.RecordBatch]
+    contract: DataContract,
+    mapping: SiteMapping | None,
+    batches: Iterable[pa.RecordBatch],
+    places: dict[str, int] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Brings raw batches into the contract's columns and types, adds derived columns and keeps the cohort's rows.
 
@@ -92,6 +95,7 @@ def map_batches(
 
     Args:
         mapping: None for a table that has the contract's names, units and codes.
+        places: Filled with column -> the source's first row (from 1) that could not be converted, for the steward.
 
     Raises:
         SiteDataError: as `verify_mapping`.
@@ -100,20 +104,22 @@ def map_batches(
 
     mapping = mapping or SiteMapping()
     verify_mapping(contract, mapping)
-    tables = _map_each(contract, mapping, batches)
+    tables = _map_each(contract, mapping, batches, {} if places is None else places)
     if mapping.rows.keep != "all":
         tables = keep_one_row(contract, tables, mapping.rows.keep)
     for table in tables:
         yield from table.combine_chunks().to_batches() or [_empty_batch(table)]
 
 
-def _map_each(contract: DataContract, mapping: SiteMapping, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+def _map_each(
+    contract: DataContract, mapping: SiteMapping, batches: Iterable[pa.RecordBatch], places: dict[str, int]
+) -> Iterator[pa.Table]:
     import pyarrow as pa
 
     from site_agents.cohort.converting import BatchConverter
     from tasks.contract.selection import select_cohort
 
-    converter = BatchConverter(contract, mapping)
+    converter = BatchConverter(contract, mapping, places)
     nothing = True
     for batch in batches:
         nothing = False

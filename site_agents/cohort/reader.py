@@ -45,10 +45,15 @@ class LocalData:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest() if all(parts) else ""
 
 
-def read_batches(local: LocalData | Path, contract: DataContract) -> Iterator[pa.RecordBatch]:
+def read_batches(
+    local: LocalData | Path, contract: DataContract, places: dict[str, int] | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yields the site's cohort in the contract's columns, batch by batch; other columns are not read.
 
     A value that does not fit leaves its column in a type that the contract check refuses by name.
+
+    Args:
+        places: Filled with the first row of each column that does not fit (`site_agents.cohort.mapping.map_batches`).
 
     Raises:
         SiteDataError: the source cannot be read, is not what its name says, or ends in a damaged row; the mapping
@@ -58,7 +63,7 @@ def read_batches(local: LocalData | Path, contract: DataContract) -> Iterator[pa
 
     local = LocalData.of(local)
     mapping = read_mapping(Path(local.mapping)) if local.mapping else SiteMapping()
-    yield from map_batches(contract, mapping, _read(open_source(local.data), mapping.source_columns(contract)))
+    yield from map_batches(contract, mapping, _read(open_source(local.data), mapping.source_columns(contract)), places)
 
 
 def _read(source: Source, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:

@@ -13,7 +13,6 @@ from schemas.canonical import parse_json
 from schemas.conditions import Condition
 from schemas.contract import Column, DataContract
 from schemas.errors import EvidenceError, PlanError
-from schemas.plan import StudyPlan
 from schemas.yaml_files import model_from_plain, parse_yaml
 
 _FIELDS = {
@@ -25,7 +24,7 @@ _OPERATIONS = ("present", "missing", "equals", "not_equals", "one_of", "at_least
 
 
 def read_contract(path: Path) -> DataContract:
-    """Reads a contract from YAML, or from the JSON of a contract or of a plan.
+    """Reads a contract from YAML, or from the JSON of a contract, a plan or a question.
 
     Raises:
         PlanError: `contract-unreadable`, `contract-yaml`, `yaml-unreadable`, `yaml-fields`, or the rule that the
@@ -52,15 +51,15 @@ def parse_contract(data: bytes, what: str) -> DataContract:
         plain = parse_json(data, what)
     except EvidenceError as error:
         raise PlanError("contract-unreadable", error.message, "Export it again.") from None
-    # Strict nouns read JSON's arrays as tuples only from JSON text.
-    text = json.dumps(plain)
+    held = plain.get("contract", plain) if isinstance(plain, dict) else plain
     try:
-        if isinstance(plain, dict) and "contract" in plain:
-            return StudyPlan.model_validate_json(text).contract
-        return DataContract.model_validate_json(text)
+        # Strict nouns read JSON's arrays as tuples only from JSON text.
+        return DataContract.model_validate_json(json.dumps(held))
     except ValueError:
         raise PlanError(
-            "contract-unreadable", f"{what} is neither a contract nor a plan.", "Export it again."
+            "contract-unreadable",
+            f"{what} is neither a contract nor something that holds one, such as a plan.",
+            "Export it again.",
         ) from None
 
 

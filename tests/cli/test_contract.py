@@ -52,6 +52,16 @@ def test_what_fails_is_said_with_column_rows_and_remedy_and_without_a_value(ward
     assert "finite" not in text
 
 
+def test_one_unreadable_value_at_the_end_is_found_and_its_row_is_said(ward: Path) -> None:
+    good = raw_batch(FALL=[f"{i}" for i in range(5)])
+    rows = [good.set_column(1, "FALL", pa.array([f"{n}-{i}" for i in range(5)])) for n in range(200)]
+    csv.write_csv(pa.Table.from_batches([*rows, raw_batch(TEMP=["98", "98", "98", "98", "secret"])]), "cohort.csv")
+    result = check()
+    assert result.exit_code == 10
+    assert "type:temp │ temp │ FAILED │ first: row 1,005 │" in " ".join(result.output.split())
+    assert "secret" not in result.output
+
+
 def test_the_json_keeps_what_may_leave_apart(ward: Path) -> None:
     csv.write_csv(pa.Table.from_batches([raw_batch(EKG=["1", "2", "17", "4711", "1"])]), "cohort.csv")
     result = check("--json")

@@ -120,6 +120,18 @@ def test_a_type_that_breaks_in_one_batch_breaks_the_column():
     assert "warm" not in str(table.to_pydict())
 
 
+@settings(max_examples=15, deadline=None)
+@given(bad=st.integers(0, 14))
+def test_the_steward_learns_where_the_first_unreadable_value_stands(bad: int):
+    values = ["98.6"] * 15
+    values[bad] = "warm"
+    values[14] = "warm"
+    places: dict[str, int] = {}
+    batches = [raw_batch(TEMP=values[at : at + 5]) for at in (0, 5, 10)]
+    list(map_batches(ward_contract(), ward_mapping(), batches, places))
+    assert places == {"temp": bad + 1}
+
+
 def test_duplicates_across_batches_are_found():
     assert failures(raw_batch(), raw_batch()) == ["keys:pid+admitted"]
     contract = clinic_contract()
@@ -288,6 +300,6 @@ def test_a_column_named_twice_is_not_guessed():
 
 def test_only_the_named_columns_are_asked_for():
     assert "UNUSED" not in ward_mapping().source_columns(ward_contract())
-    assert set(BatchConverter(ward_contract(), ward_mapping()).convert(raw_batch()).column_names) == {
+    assert set(BatchConverter(ward_contract(), ward_mapping(), {}).convert(raw_batch()).column_names) == {
         c.name for c in ward_contract().columns
     } - {"ill", "out"}
