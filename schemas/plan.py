@@ -138,9 +138,13 @@ class LocalSpec(Extended):
     @model_validator(mode="after")
     def _check(self) -> LocalSpec:
         # Comparisons are written so that a NaN or infinity fails them.
-        positive = all(0.0 < float(x) < math.inf for x in (self.learning_rate, self.update_norm))
-        if not positive or not 0.0 <= float(self.proximal) < math.inf:
-            raise PlanError("local-range", "Expected local learning_rate and update_norm > 0, and proximal >= 0.")
+        fits = 0.0 < float(self.learning_rate) < math.inf and 0.0 <= float(self.proximal) < math.inf
+        if not fits or not 1e-30 <= float(self.update_norm) <= 1e30:
+            raise PlanError(
+                "local-range",
+                "Expected local learning_rate > 0, proximal >= 0, and update_norm between 1e-30 and 1e30.",
+                "Correct the plan's local steps.",
+            )
         return self
 
 

@@ -28,6 +28,8 @@ from tasks.privacy.sampler import sample_bernoulli, sample_discrete_gaussian
 Int64: TypeAlias = NDArray[np.int64]
 SIGMA_DIGITS = 6
 LARGEST_SHARE_SIGMA = 2**35
+# Far inside the range of float64, where scaling to the lattice cannot overflow.
+SMALLEST_NUMBER = 1e-30
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,12 @@ class GaussianMechanism:
     scope: Literal["distributed", "local"] = "distributed"
 
     def __post_init__(self) -> None:
-        if Fraction(self.noise_multiplier) <= 0 or Fraction(self.clip_norm) <= 0:
+        # As floats first: a rational with an exponent of millions would only exhaust memory.
+        if not all(SMALLEST_NUMBER <= float(x) <= 1 / SMALLEST_NUMBER for x in (self.noise_multiplier, self.clip_norm)):
             raise PlanError(
-                "mechanism-numbers", "Expected a positive clip norm and noise multiplier.", "Correct the mechanism."
+                "mechanism-numbers",
+                "Expected a positive clip norm and noise multiplier, between 1e-30 and 1e30.",
+                "Correct the mechanism.",
             )
         if not 0 < Fraction(self.sampling_probability) <= 1:
             raise PlanError("mechanism-numbers", "Expected a sampling probability in (0, 1].", "Correct the mechanism.")

@@ -84,6 +84,9 @@ def test_values_of_another_shape_or_type_get_no_noise_and_no_way_out(values: np.
         ({"noise_multiplier": "0.01", "scale_bits": 8}, "noise-too-fine"),
         ({"noise_multiplier": "0"}, "mechanism-numbers"),
         ({"clip_norm": "0"}, "mechanism-numbers"),
+        ({"clip_norm": "5e-324"}, "mechanism-numbers"),
+        ({"clip_norm": "1e999999999"}, "mechanism-numbers"),
+        ({"noise_multiplier": "1e-999999999"}, "mechanism-numbers"),
         ({"noise_multiplier": "1e9", "scale_bits": 24}, "noise-too-large"),
     ],
 )
