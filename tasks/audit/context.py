@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.canonical import parse_canonical, sha256_hex
+from schemas.canonical import sha256_hex
 from schemas.envelope import Predicate, open_envelope
 from schemas.errors import ConsiliumError
 from schemas.layout import (
@@ -38,8 +38,9 @@ from schemas.messages import (
     Refusal,
     ShareRequest,
 )
-from schemas.plan import StudyPlan
+from schemas.plan import Agreement, ReviewerEntry, StudyPlan
 from schemas.review import ReviewDecision
+from schemas.statistics import StatisticsPlan, parse_agreement
 from tasks.audit.epochs import derive_epoch
 from tasks.audit.evidence import EvidenceFolder
 from tasks.audit.keys import PublicKeys
@@ -140,17 +141,34 @@ class AuditContext:
         return studies[0]
 
     @property
-    def plan(self) -> StudyPlan:
-        """The plan, whose digest is the study id."""
+    def plan(self) -> Agreement:
+        """What everybody signed, a study's plan or a question; its digest is the study id."""
         return self.remember("plan", self._read_plan, "coordinator")
 
-    def _read_plan(self) -> StudyPlan:
+    @property
+    def study_plan(self) -> StudyPlan:
+        """The plan of a study."""
+        if not isinstance(self.plan, StudyPlan):
+            raise AuditFailure(plan_key(self.study), "is a question, not the plan of a study")
+        return self.plan
+
+    @property
+    def question(self) -> StatisticsPlan | None:
+        """The question that was asked, or None in a study."""
+        return self.plan if isinstance(self.plan, StatisticsPlan) else None
+
+    @property
+    def reviewers(self) -> tuple[ReviewerEntry, ...]:
+        """The plan's reviewers; a question has none."""
+        return self.plan.reviewers if isinstance(self.plan, StudyPlan) else ()
+
+    def _read_plan(self) -> Agreement:
         path = plan_key(self.study)
         data = self.evidence.read(path)
         if sha256_hex(data) != self.study:
             raise AuditFailure(path, "its digest is not the study id that everybody approved")
         try:
-            return parse_canonical(StudyPlan, data, "the plan")
+            return parse_agreement(data, "the plan")
         except ConsiliumError as error:
             raise AuditFailure(path, str(error)) from None
 
@@ -301,7 +319,7 @@ class AuditContext:
 
         def read() -> Signed[ReviewDecision]:
             data, release = self.evidence.read(item.path), self.release
-            decision = verify_decision(self.plan, release.digest, release.predicate, data)
+            decision = verify_decision(self.study_plan, release.digest, release.predicate, data)
             return Signed(item.path, decision, data, sha256_hex(data))
 
         return self.remember(("review", item.path), read, item.path)

@@ -209,7 +209,7 @@ def _contextual(context: AuditContext) -> list[Entity]:
     terms += (
         "The ciphertexts are in it." if whole else "The ciphertexts were left out; the manifest lists their digests."
     )
-    reviewers = [_organization(reviewer.name, reviewer.identity_key, "reviewer") for reviewer in plan.reviewers]
+    reviewers = [_organization(reviewer.name, reviewer.identity_key, "reviewer") for reviewer in context.reviewers]
     sites = [_organization(site.name, site.identity_key, "site") for site in plan.sites]
     return [
         {"@id": PROFILE, "@type": "Profile", "name": "Five Safes RO-Crate profile"},
@@ -245,7 +245,7 @@ def _figures(context: AuditContext) -> list[Entity]:
             "@type": "PropertyValue",
             "name": f"Largest epsilon of a site's {part} patients under the plan's collusion",
             "value": _largest(reports),
-            "unitText": f"epsilon at delta {context.plan.budget.delta}, per {context.plan.mechanism.unit}",
+            "unitText": f"epsilon at delta {context.plan.budget.delta}, per {context.study_plan.mechanism.unit}",
         }
         for part, reports in parts
     ]

@@ -22,7 +22,7 @@ def derive_headline(context: AuditContext, results: Sequence[CheckResult]) -> He
     if status.get(_RELEASE) != "checked":
         return None
     try:
-        release, plan = context.release.predicate, context.plan
+        release, plan = context.release.predicate, context.study_plan
         metrics = dict(release.metrics) if status.get(_QUALITY) == "checked" else {}
         epsilon = None
         if status.get(_PRIVACY) == "checked" and release.epsilon:

@@ -28,6 +28,7 @@ from schemas.messages import (
     SelfTest,
     ShareRequest,
     SharesChecked,
+    StatisticsRelease,
     TranscriptSignature,
     Witness,
 )
@@ -71,6 +72,7 @@ _COORDINATOR: tuple[tuple[str, str, Form], ...] = (
     (rf"{_ROUND}/bulk-sum\.bin", "bulk-sum", "blob"),
     (rf"{_ROUND}/result\.bin", "result", "blob"),
     (r"release/release\.json", "release", ModelRelease),
+    (r"release/answer\.json", "answer", StatisticsRelease),
     (r"release/weights\.safetensors", "weights", "blob"),
 )
 _SITES: tuple[tuple[str, str, Form], ...] = (

@@ -22,6 +22,7 @@ from tasks.audit.checks import (
     release,
     reviews,
     rounds,
+    statistics,
 )
 from tasks.audit.context import AuditContext
 from tasks.audit.evidence import EvidenceFolder
@@ -47,6 +48,7 @@ CHECKS: tuple[Check, ...] = (
     *container.CHECKS,
     *reviews.CHECKS,
     *mlflow_view.CHECKS,
+    *statistics.CHECKS,
 )
 
 

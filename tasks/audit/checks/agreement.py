@@ -7,6 +7,7 @@ from schemas.threshold import broken_rules
 from tasks.audit.context import AuditContext
 from tasks.audit.registry import Check, Findings
 from tasks.privacy.mechanism import verify_plan_within_budget
+from tasks.privacy.statistics import verify_question_within_budget
 from tasks.secure_sum.parameters import derive_parameters
 
 
@@ -17,7 +18,10 @@ def check_plan(context: AuditContext, findings: Findings) -> str:
     for rule in broken_rules(plan.threshold, len(plan.key_holders), len(plan.contributors)):
         findings.add(place, f"breaks {rule}")
     with findings.at(place):
-        verify_plan_within_budget(plan)
+        if context.question is not None:
+            verify_question_within_budget(context.question)
+        else:
+            verify_plan_within_budget(context.study_plan)
     with findings.at(place):
         derive_parameters(plan)
     numbers = plan.threshold

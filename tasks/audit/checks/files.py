@@ -31,7 +31,7 @@ def check_identity(context: AuditContext, findings: Findings) -> str:
         "the plan's coordinator is not the one in the key file",
     )
     _compare_keys(findings, "site", {site.name: site.identity_key for site in plan.sites}, keys.sites)
-    reviewers = {reviewer.name: reviewer.identity_key for reviewer in plan.reviewers}
+    reviewers = {reviewer.name: reviewer.identity_key for reviewer in context.reviewers}
     _compare_keys(findings, "reviewer", reviewers, keys.reviewers)
     return f"{1 + len(plan.sites) + len(reviewers)} identity keys"
 
@@ -86,7 +86,7 @@ def _check_omitted(context: AuditContext, findings: Findings, manifest: Evidence
 def check_names(context: AuditContext, findings: Findings) -> str:
     """Refuses files that no part of the protocol writes, and files of another study or an unknown site."""
     plan = context.plan
-    sites, reviewers = {site.name for site in plan.sites}, {reviewer.name for reviewer in plan.reviewers}
+    sites, reviewers = {site.name for site in plan.sites}, {reviewer.name for reviewer in context.reviewers}
     for path in context.evidence.paths:
         if path == MANIFEST:
             continue

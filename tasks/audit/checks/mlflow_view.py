@@ -55,8 +55,8 @@ def _check_tags(context: AuditContext, findings: Findings, version: VersionView)
         if context.has_log(owner) and (closed := context.log(owner).checkpoint) is not None
     }
     release = context.release
-    expected = release_tags(context.plan, release.predicate, roots, release.digest)
-    findings.expect(version.name == model_name(context.plan), version.label, "is registered under another name")
+    expected = release_tags(context.study_plan, release.predicate, roots, release.digest)
+    findings.expect(version.name == model_name(context.study_plan), version.label, "is registered under another name")
     for name, value in expected.items():
         shown = version.tags.get(name)
         findings.expect(shown is not None, version.label, f"has lost its tag {name}")
@@ -76,13 +76,13 @@ def _check_tags(context: AuditContext, findings: Findings, version: VersionView)
 def _check_mailbox(context: AuditContext, findings: Findings, version: VersionView) -> None:
     """A signed rejection that a reviewer left in MLflow and that never reached the log of a released model."""
     entered = {signed.digest for signed in context.reviews}
-    for reviewer in context.plan.reviewers:
+    for reviewer in context.study_plan.reviewers:
         text = version.tags.get(mailbox_tag(reviewer.name))
         if text is None or context.review_outcome != RELEASED:
             continue
         try:
             release = context.release
-            decision = verify_decision(context.plan, release.digest, release.predicate, text.encode())
+            decision = verify_decision(context.study_plan, release.digest, release.predicate, text.encode())
         except ConsiliumError:
             continue  # Unsigned or foreign: believed by nobody, the release gate included.
         latest = [d.predicate.number for d in context.reviews if d.predicate.reviewer == decision.reviewer]
@@ -95,7 +95,7 @@ def _check_aliases(
     context: AuditContext, findings: Findings, snapshot: MlflowSnapshot, ours: list[VersionView]
 ) -> None:
     outcome = context.review_outcome
-    name = model_name(context.plan)
+    name = model_name(context.study_plan)
     for alias in (RELEASED, CANDIDATE):
         holders = [version for version in snapshot.versions if version.name == name and alias in version.aliases]
         for version in holders:

@@ -15,7 +15,9 @@ def check_steps(context: AuditContext, findings: Findings) -> str | NotApplicabl
     """Recomputes the model from its derived start and every opened sum, and compares every digest on the way."""
     if not context.rounds:
         return NotApplicable("no round was begun")
-    state = initial_state(context.plan)
+    if context.question is not None:
+        return NotApplicable("a question changes no model")
+    state = initial_state(context.study_plan)
     for round_ in context.rounds:
         for attempt in context.attempts(round_):
             instruction = context.instruction(round_, attempt)
@@ -38,7 +40,7 @@ def check_weights(context: AuditContext, findings: Findings) -> str | NotApplica
     """Rebuilds the weights file from the recomputed model and compares its bytes."""
     if not context.released:
         return NotApplicable("no model was released")
-    weights = weights_safetensors(context.plan, final_state(context))
+    weights = weights_safetensors(context.study_plan, final_state(context))
     place = release_key(context.study, "weights.safetensors")
     findings.expect(weights == context.evidence.read(place), place, "is not the recomputed model")
     digest = sha256_hex(weights)
@@ -51,15 +53,15 @@ def check_metrics(context: AuditContext, findings: Findings) -> str | NotApplica
     if not context.released:
         return NotApplicable("no model was released")
     release = context.release
-    round_ = context.plan.mechanism.rounds + 1
+    round_ = context.study_plan.mechanism.rounds + 1
     if round_ not in context.opened_rounds:
         findings.expect(release.predicate.evaluation is None, release.path, "names an evaluation that was not opened")
         findings.expect(not release.predicate.metrics, release.path, "states metrics without an evaluation")
         return NotApplicable("the study ended without an evaluation")
     opening = context.opening(round_)
     findings.expect(release.predicate.evaluation == opening.digest, release.path, "names another evaluation")
-    counts = evaluation_mechanism(context.plan).decode(context.result(round_))
-    sigma = derive_noise_sigma(context.plan, len(context.record(round_).predicate.contributions))
+    counts = evaluation_mechanism(context.study_plan).decode(context.result(round_))
+    sigma = derive_noise_sigma(context.study_plan, len(context.record(round_).predicate.contributions))
     metrics = evaluate_histogram(counts, sigma).summary()
     findings.expect(metrics == release.predicate.metrics, release.path, "states other metrics than the histogram gives")
     return f"{len(metrics)} figures"
@@ -67,7 +69,7 @@ def check_metrics(context: AuditContext, findings: Findings) -> str | NotApplica
 
 def final_state(context: AuditContext) -> ModelState:
     """Returns the model after the last opened round."""
-    state = initial_state(context.plan)
+    state = initial_state(context.study_plan)
     for round_ in context.opened_rounds:
         state = _step(context, state, round_)
     return state
@@ -77,7 +79,7 @@ def _step(context: AuditContext, state: ModelState, round_: int) -> ModelState:
     attempt = context.record(round_).predicate.attempt
     if context.instruction(round_, attempt).predicate.kind == "evaluate":
         return state
-    return apply_step(context.plan, state, context.result(round_))
+    return apply_step(context.study_plan, state, context.result(round_))
 
 
 CHECKS = (

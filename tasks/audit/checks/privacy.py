@@ -6,9 +6,11 @@ from fractions import Fraction
 
 from schemas.ledger import CohortRegistered, LedgerEntry, PrivacyEvent, PrivacyReserved
 from schemas.messages import EpsilonReport
+from schemas.statistics import QUESTION_ROUND, StatisticsPlan
 from tasks.audit.context import AuditContext
 from tasks.audit.logs import Log
 from tasks.audit.registry import Check, Findings, NotApplicable
+from tasks.ledger.statistics import part_digest, statistics_event
 from tasks.privacy.accounting import epsilon_of_events, epsilon_report, exact, is_sampled
 from tasks.privacy.filters import PrivacyFilter, RenyiFilter, choose_filter, filter_of
 from tasks.privacy.mechanism import mechanism_for
@@ -34,13 +36,32 @@ def check_reservations(context: AuditContext, findings: Findings) -> str | NotAp
             sender = str(item.site)
             given = context.contribution(item.round, item.attempt, sender).predicate
             charged = [e for _, e, body in _reservations(context, sender) if body.round == item.round]
-            findings.expect(len(charged) == 1, item.path, f"was charged {len(charged)} times in the ledger of {sender}")
+            # A question touches both parts of the data, and each is charged.
+            wanted = 1 if context.question is None else len(PARTS)
+            findings.expect(
+                len(charged) == wanted, item.path, f"was charged {len(charged)} times in the ledger of {sender}"
+            )
             early = all(entry.sequence < given.ledger.size for entry in charged)
             findings.expect(early, item.path, f"was made before it was charged in the ledger of {sender}")
     return f"{len(contributions)} contributions, each charged once and before"
 
 
+def _check_question_charges(context: AuditContext, question: StatisticsPlan, findings: Findings, site: str) -> None:
+    charged: set[str] = set()
+    asked = [context.instruction(QUESTION_ROUND, attempt).digest for attempt in context.attempts(QUESTION_ROUND)]
+    for place, _, body in _reservations(context, site):
+        part = body.event.data
+        findings.expect(part not in charged, place, f"charges the {part} patients a second time")
+        charged.add(part)
+        digests = {part_digest(question.query, part, digest) for digest in asked}
+        findings.expect(body.instruction in digests, place, "charges an instruction that is not in the evidence")
+        findings.expect(body.event == statistics_event(question.query, part), place, "is not the plan's mechanism")
+
+
 def _check_reserved_rounds(context: AuditContext, findings: Findings, site: str) -> None:
+    if context.question is not None:
+        _check_question_charges(context, context.question, findings, site)
+        return
     rounds: set[int] = set()
     for place, _, body in _reservations(context, site):
         findings.expect(body.round not in rounds, place, f"charges round {body.round} a second time")
@@ -50,7 +71,7 @@ def _check_reserved_rounds(context: AuditContext, findings: Findings, site: str)
         findings.expect(body.instruction in digests, place, "charges an instruction that is not in the evidence")
         if attempts:
             kind = context.instruction(body.round, attempts[0]).predicate.kind
-            expected = mechanism_for(context.plan, kind).event()
+            expected = mechanism_for(context.study_plan, kind).event()
             findings.expect(body.event == expected, place, "is not the plan's mechanism")
 
 
@@ -97,6 +118,8 @@ def _replay_filter(findings: Findings, log: Log) -> None:
 
 
 def _check_study_total(context: AuditContext, findings: Findings, site: str) -> None:
+    if context.question is not None:
+        return  # C06 holds its one mechanism against the plan's epsilon, C24 every charge against the mechanism.
     budget = context.plan.budget
     for part in PARTS:
         events = _events(context, site, part)
@@ -118,7 +141,7 @@ def check_epsilon(context: AuditContext, findings: Findings) -> str | NotApplica
         expected: list[EpsilonReport] = []
         for site in context.plan.contributors:
             if context.has_log(site.name) and (events := _events(context, site.name, part)):
-                expected.append(epsilon_report(context.plan, site.name, events))
+                expected.append(epsilon_report(context.study_plan, site.name, events))
         by_site = {report.site: report for report in stated}
         findings.expect(
             [r.site for r in stated] == [r.site for r in expected], release.path, f"its {part} cost names other sites"

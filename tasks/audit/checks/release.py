@@ -24,13 +24,14 @@ def check_release(context: AuditContext, findings: Findings) -> str | NotApplica
     before = [entry.body for _, entry in about if not isinstance(entry.body, ReviewDecided | ReleaseDecided)]
     last = bool(before) and isinstance(before[-1], ModelReleased)
     findings.expect(last, release.path, "is not the study log's last entry before reviewers decided")
-    trained = [r for r in context.opened_rounds if r <= context.plan.mechanism.rounds]
+    trained = [r for r in context.opened_rounds if r <= context.study_plan.mechanism.rounds]
     findings.expect(given.rounds == max(trained, default=0), release.path, "states another number of rounds")
-    whole = given.rounds == context.plan.mechanism.rounds
+    whole = given.rounds == context.study_plan.mechanism.rounds
     findings.expect(whole or not given.complete, release.path, "claims to be complete though rounds are missing")
     findings.expect(given.complete != bool(given.reason), release.path, "does not say why it ended early")
     _check_site_entries(context, findings)
-    return f"{given.rounds} of {context.plan.mechanism.rounds} rounds, {'complete' if given.complete else given.reason}"
+    ended = "complete" if given.complete else given.reason
+    return f"{given.rounds} of {context.study_plan.mechanism.rounds} rounds, {ended}"
 
 
 def _check_site_entries(context: AuditContext, findings: Findings) -> None:

@@ -19,11 +19,11 @@ def check_reviews(context: AuditContext, findings: Findings) -> str | NotApplica
             named = review_key(context.study, given.reviewer, given.number)
             findings.expect(named == item.path, item.path, "is of another reviewer or has another number")
     outcomes = _follow_log(context, findings)
-    if not context.plan.reviewers:
+    if not context.reviewers:
         return NotApplicable("the plan names no reviewer: its model stays a candidate")
     if not decisions:
         return NotApplicable("no reviewer has decided: the model is a candidate")
-    needed = context.plan.release.reviewers_needed
+    needed = context.study_plan.release.reviewers_needed
     return f"{len(decisions)} decisions, {needed} approvals needed; {outcomes[-1] if outcomes else 'waiting'}"
 
 
@@ -63,7 +63,7 @@ def _check_outcome(
     rests_on = tuple(digests[name, latest[name].number] for name in sorted(latest))
     findings.expect(body.decisions == rests_on, place, "does not rest on the latest decision of every reviewer")
     standing = bool(outcomes) and outcomes[-1] == "released"
-    follows: str = decide(context.plan, entered)
+    follows: str = decide(context.study_plan, entered)
     if follows == "rejected" and standing:
         follows = "withdrawn"
     findings.expect(body.outcome == follows, place, f"says {body.outcome}, and the decisions before it give {follows}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from schemas.canonical import digest_of
 from schemas.layout import attempt_key, round_key
 from schemas.messages import Collected, Instruction, Record, SharesChecked
-from schemas.plan import histogram_length, update_length
+from schemas.statistics import QUESTION_ROUND, coefficients
 from tasks.audit.context import AuditContext
 from tasks.audit.registry import Check, Findings, NotApplicable
 from tasks.audit.signed import Signed
@@ -22,7 +23,8 @@ def check_instructions(context: AuditContext, findings: Findings) -> str | NotAp
     """Checks every instruction against the plan, the ceremony, the round before and its own first attempt."""
     if not context.rounds:
         return NotApplicable("no round was begun")
-    train = [r for r in context.rounds if r <= context.plan.mechanism.rounds]
+    last = _last_round(context)
+    train = [r for r in context.rounds if r < last]
     findings.expect(
         train == list(range(1, len(train) + 1)), "rounds", "the training rounds are not 1, 2, … in sequence"
     )
@@ -46,6 +48,10 @@ def check_instructions(context: AuditContext, findings: Findings) -> str | NotAp
     return f"{count} instructions, {len(context.rounds)} rounds"
 
 
+def _last_round(context: AuditContext) -> int:
+    return QUESTION_ROUND if context.question is not None else context.study_plan.mechanism.rounds + 1
+
+
 def _check_instruction(
     context: AuditContext,
     findings: Findings,
@@ -55,18 +61,20 @@ def _check_instruction(
     previous: str | None,
 ) -> None:
     plan, asked, place = context.plan, instruction.predicate, instruction.path
-    evaluate = round_ == plan.mechanism.rounds + 1
+    last = _last_round(context)
     people, contributors = list(asked.participants), {site.name for site in plan.contributors}
-    expected = "evaluate" if evaluate else "train"
-    length = histogram_length(plan) if evaluate else update_length(plan)
+    expected = "statistics" if context.question is not None else "evaluate" if round_ == last else "train"
+    length = coefficients(plan, expected)
     findings.expect((asked.round, asked.attempt) == (round_, attempt), place, "is for another round or attempt")
-    findings.expect(round_ <= plan.mechanism.rounds + 1, place, "is for a round that the plan does not have")
+    findings.expect(round_ <= last, place, "is for a round that the plan does not have")
     findings.expect((asked.kind, asked.length) == (expected, length), place, "asks for another kind or length")
     findings.expect(people == sorted(set(people)), place, "its participants are not distinct and in order")
     findings.expect(set(people) <= contributors, place, "asks a site that does not contribute")
     findings.expect(len(people) >= plan.threshold.k_min, place, "asks fewer than k_min sites")
     findings.expect(asked.previous_opening == previous, place, "does not follow from the last opening")
     findings.expect(asked.sid_star == context.epoch(asked.epoch).sid_star, place, "is not for its key ceremony")
+    if context.question is not None:
+        findings.expect(asked.model == digest_of(context.question.query), place, "is for another query than the plan's")
     if attempt > 1:
         first = context.instruction(round_, 1).predicate
         same = first.model_copy(update={"attempt": attempt, "participants": asked.participants}) == asked

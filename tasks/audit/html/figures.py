@@ -15,10 +15,10 @@ Spent = dict[int, dict[str, float]]
 
 def epsilon_by_round(context: AuditContext) -> Spent:
     """Returns round -> site -> epsilon of its training patients so far, under collusion, from the ledgers' events."""
-    delta = context.plan.budget.delta
+    delta = context.study_plan.budget.delta
     known: dict[tuple[PrivacyEvent, ...], float] = {}
     spent: Spent = {}
-    for site in context.plan.contributors:
+    for site in context.study_plan.contributors:
         if not context.has_log(site.name):
             continue
         events: list[PrivacyEvent] = []
@@ -38,7 +38,7 @@ def draw_epsilon(context: AuditContext) -> Markup:
     spent = epsilon_by_round(context)
     if not spent:
         return Markup("<p>No patient's data was charged.</p>")
-    limit = float(context.plan.budget.epsilon)
+    limit = float(context.study_plan.budget.epsilon)
     last: dict[str, float] = {}
     largest, smallest = [], []
     for round_, by_site in spent.items():
@@ -62,11 +62,11 @@ def draw_epsilon(context: AuditContext) -> Markup:
 
 def released_evaluation(context: AuditContext) -> EvaluationMetrics | None:
     """Returns the metrics of the opened histogram, or None if none was opened."""
-    round_ = context.plan.mechanism.rounds + 1
+    round_ = context.study_plan.mechanism.rounds + 1
     if round_ not in context.opened_rounds:
         return None
-    counts = evaluation_mechanism(context.plan).decode(context.result(round_))
-    sigma = derive_noise_sigma(context.plan, len(context.record(round_).predicate.contributions))
+    counts = evaluation_mechanism(context.study_plan).decode(context.result(round_))
+    sigma = derive_noise_sigma(context.study_plan, len(context.record(round_).predicate.contributions))
     return evaluate_histogram(counts, sigma)
 
 

@@ -27,7 +27,7 @@ def show_regulations(context: AuditContext) -> Markup:
 
 
 def _nist(context: AuditContext) -> Rows:
-    plan = context.plan
+    plan = context.study_plan
     budget, mechanism, numbers = plan.budget, plan.mechanism, plan.threshold
     return [
         ("Privacy unit", f"{mechanism.unit}, however many rows"),
@@ -53,7 +53,7 @@ def _nist(context: AuditContext) -> Rows:
 
 
 def _processing(context: AuditContext) -> Rows:
-    plan = context.plan
+    plan = context.study_plan
     columns = ", ".join(column.name for column in plan.contract.columns)
     return [
         (
@@ -71,7 +71,7 @@ def _processing(context: AuditContext) -> Rows:
 
 
 def _impact(context: AuditContext) -> Rows:
-    plan, numbers = context.plan, context.plan.threshold
+    plan, numbers = context.study_plan, context.study_plan.threshold
     risks = f"a patient's presence is inferred: bounded by epsilon {plan.budget.epsilon}, delta {plan.budget.delta}"
     return [
         ("Description of the processing", f"{plan.title} {plan.purpose}"),
@@ -112,8 +112,8 @@ def _ehds(context: AuditContext) -> Rows:
 
 
 def _ai_act(context: AuditContext) -> Rows:
-    reviewers = ", ".join(reviewer.name for reviewer in context.plan.reviewers) or "none named in the plan"
-    log = context.log(context.plan.coordinator.name)
+    reviewers = ", ".join(reviewer.name for reviewer in context.study_plan.reviewers) or "none named in the plan"
+    log = context.log(context.study_plan.coordinator.name)
     return [
         ("Automatic recording of events over the lifetime", f"study log with {len(log.envelopes)} signed entries"),
         ("Identification of risk situations", "drop-outs, refusals and violated contracts are entered by code"),

@@ -40,7 +40,7 @@ def _failure(result: CheckResult) -> Markup:
 
 def show_study(context: AuditContext) -> Markup:
     """Who did what for which purpose."""
-    plan = context.plan
+    plan = context.study_plan
     entries = [entry for _, entry in context.log(plan.coordinator.name).about(context.study)]
     numbers = plan.threshold
     facts = pairs(
@@ -67,7 +67,7 @@ def show_study(context: AuditContext) -> Markup:
 
 def show_privacy(context: AuditContext) -> Markup:
     """What the study cost the patients, and under which assumptions."""
-    plan, rows = context.plan, []
+    plan, rows = context.study_plan, []
     release = context.release.predicate if context.released else None
     held_out = {report.site: report for report in release.evaluation_epsilon} if release is not None else {}
     for report in release.epsilon if release is not None else ():
@@ -138,7 +138,7 @@ def _reason(context: AuditContext, round_: int, site: str, why: str) -> str:
 
 def show_contract(context: AuditContext) -> Markup:
     """What the tables had to look like, and what each site said of its own."""
-    contract = context.plan.contract
+    contract = context.study_plan.contract
     columns = [
         (c.name, c.role, c.kind, c.unit, _allowed(c.minimum, c.maximum, c.codes), c.max_missing)
         for c in contract.columns
@@ -163,10 +163,10 @@ def _allowed(minimum: str | None, maximum: str | None, codes: tuple[str, ...]) -
 
 def show_reviews(context: AuditContext) -> Markup:
     """Who decided about the release, and why."""
-    if not context.plan.reviewers:
+    if not context.study_plan.reviewers:
         words = "The plan names no reviewer; the model stays a candidate."
         return section("reviews", "Review", paragraph(words))
-    needed = context.plan.release.reviewers_needed
+    needed = context.study_plan.release.reviewers_needed
     outcome = paragraph(f"Outcome by the study log: {context.review_outcome}. The plan asks for {needed} approvals.")
     rows = [
         (d.predicate.reviewer, d.predicate.number, d.predicate.decision, d.predicate.reason, d.predicate.time)
