@@ -201,4 +201,9 @@ EXPLANATIONS: dict[str, Explanation] = {
         "snapshot is older than the last decision.",
         "Whoever runs MLflow: put back what the evidence says, and look up who had access.",
     ),
+    "C34": Explanation(
+        "The coordinator published another answer than the one that was opened, or a log of somebody who closed the "
+        "question states another one.",
+        "The coordinator: publish the answer that the opened sum gives. A site that entered another one: say why.",
+    ),
 }

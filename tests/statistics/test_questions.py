@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,13 @@ from site_agents.home import open_home
 from site_agents.questioning import Questioning
 from site_agents.release import SiteAnswer
 from site_agents.round import SiteRound
+from tasks.audit.keys import PublicKeys, public_keys_document
+from tasks.audit.report import AuditReport
+from tasks.audit.verify import verify_evidence
 from tasks.ledger.budget import budget_state, describe_budget
 from tasks.privacy.accounting import exact
 from tasks.privacy.pure import gdp_cost_of_pure
+from tests.audit.studies import reseal
 from tests.simulator import InsecureRecordedStream, Prepared, change_settings, copy_study
 from tests.statistics.asking import Asked, ask, question
 
@@ -48,6 +53,11 @@ def open_recorded(asked: Asked) -> EmbeddedQuestion:
     consortium = asked.open()
     consortium.stream_for = InsecureRecordedStream
     return consortium
+
+
+def audit(evidence: Path, asked: Asked) -> AuditReport:
+    keys = PublicKeys.model_validate_json(json.dumps(public_keys_document(asked.plan)))
+    return verify_evidence(evidence, keys)
 
 
 def tables(prepared: Prepared, names: list[str] | tuple[str, ...]) -> pa.Table:
@@ -79,7 +89,19 @@ def test_a_count_over_hospitals_is_answered_charged_and_closed(counted: Asked) -
     assert again.run().predicate == answer
     assert {name: site.ledger.position() for name, site in again.sites.items()} == positions
     evidence = again.close()
-    assert (evidence / "manifest.json").is_file()
+    report = audit(evidence, counted)
+    assert report.passed, [finding for result in report.results for finding in result.findings]
+    status = {result.check: result.status for result in report.results}
+    assert {"C06", "C14", "C16", "C20", "C24", "C25", "C34"} <= {n for n, s in status.items() if s == "checked"}
+    assert {status[n] for n in ("C21", "C22", "C23", "C26", "C29")} == {"not-applicable"}
+
+    # A coordinator that rewrites the answer afterwards, manifest and all, is named.
+    lie = answer.model_copy(update={"figures": ((name, str(float(value) + 1), low, high),)})
+    identity = again.coordinator.identity
+    path = evidence / release_key(counted.plan.study, ANSWER)
+    path.write_bytes(sign_envelope(lie, counted.plan.study, identity.signing))
+    reseal(evidence, counted.plan.study, identity)
+    assert "C34" in {result.check for result in audit(evidence, counted).results if result.status == "failed"}
     assert all(site.released for site in again.sites.values())
 
 

@@ -9,7 +9,7 @@ from schemas.canonical import canonical_bytes, parse_canonical
 from schemas.envelope import PAYLOAD_TYPE, STATEMENT_TYPE, Envelope, Predicate, read_unverified_predicate
 from schemas.ledger import LedgerEntry
 from schemas.messages import EvidenceManifest
-from schemas.plan import StudyPlan
+from schemas.statistics import parse_agreement
 from tasks.audit.context import AuditContext
 from tasks.audit.names import BULK_KINDS, CRATE, MANIFEST, Item, parse_name, proofs_owner
 from tasks.audit.registry import AuditFailure, Check, Findings
@@ -118,7 +118,7 @@ def check_canonical(context: AuditContext, findings: Findings) -> str:
 def _reencode_file(context: AuditContext, item: Item) -> int:
     data = context.evidence.read(item.path)
     if item.form == "plan":
-        parse_canonical(StudyPlan, data, "the plan")
+        parse_agreement(data, "the plan")
         return 1
     if item.form == "entries":
         lines = data.split(b"\n")
