@@ -13,12 +13,13 @@ from flows.progress import Progress
 from schemas.canonical import sha256_hex
 from schemas.errors import OperationError, PlanError
 from schemas.ledger import PlanApproved
+from schemas.messages import Instruction
 from schemas.options import CoordinatorSettings, RunOptions
 from schemas.plan import Agreement, Plan_co, StudyPlan
 from schemas.statistics import StatisticsPlan, parse_agreement
 from tasks.identity import Identity, load_identity
 from tasks.ledger.store import LedgerStore
-from tasks.rounds import read_plan, verify_approvals
+from tasks.rounds import read_instruction, read_plan, verify_approvals
 from tasks.storage.base import Store
 from tasks.storage.opening import open_store
 
@@ -104,5 +105,26 @@ def _open(home: Path, folder: Path, settings: CoordinatorSettings, model: type[P
     approvals = verify_approvals(store, plan)
     log = LedgerStore(folder / "study-log.sqlite", plan.coordinator.name, identity.signing)
     context = CoordinatorContext(folder, settings, identity, plan, store, log, Progress(folder / "events.jsonl"))
+    _verify_log_went_on(context)
     log.append_once(plan.study, PlanApproved(approval=approvals[plan.coordinator.name]))
     return context
+
+
+def _verify_log_went_on(context: CoordinatorContext[Agreement]) -> None:
+    """Refuses a study log that is shorter than what the coordinator's own instructions say: it is an older copy.
+
+    Going on would write the log a second time from there, and the audit would rightly call that rewriting history.
+
+    Raises:
+        OperationError: `log-restored`.
+    """
+    newest: Instruction | None = None
+    round_ = 1
+    while (found := read_instruction(context.store, context.plan, round_, 1)) is not None:
+        newest, round_ = found.predicate, round_ + 1
+    if newest is not None and context.log.position().size < newest.log.size:
+        raise OperationError(
+            "log-restored",
+            "The study log is shorter than what this coordinator has published.",
+            "Restore the newest study-log.sqlite; without it the study ends here and a new plan follows.",
+        )

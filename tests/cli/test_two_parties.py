@@ -236,24 +236,33 @@ def test_a_home_is_never_made_twice_and_its_keys_are_private(consortium: Consort
     assert (home / "config.json").stat().st_mode & 0o077 == 0
 
 
-def test_a_backup_holds_the_log_as_it_is_and_nobody_else_reads_it(approved: Consortium) -> None:
+def test_a_restored_coordinator_goes_on_or_says_that_its_log_is_too_old(approved: Consortium) -> None:
     opened = approved.opened()
     public = opened.run_ceremony()
+    old = _restored(approved, "old")
     opened.run_round(public, 1)
-    archive = approved.folder / "backup.tar.gz"
-    run("coordinator", "backup", "--home", str(approved.coordinator), "--out", str(archive))
-    assert archive.stat().st_mode & 0o077 == 0
-    assert (
-        refused("coordinator", "backup", "--home", str(approved.coordinator), "--out", str(archive)).code
-        == "backup-exists"
-    )
-    restored = approved.folder / "restored"
-    with tarfile.open(archive) as content:
-        content.extractall(restored, filter="data")
-    # A coordinator restored from before round 2 goes on where the store says the study is.
+    new = _restored(approved, "new")
+    # Round 2 happens after both backups: its instruction says how long the log was when it began.
     opened.run_round(public, 2)
-    resumed = EmbeddedConsortium(restored, {site: approved.home(site) for site in approved.sites})
-    assert resumed.coordinator.log.position().size < opened.coordinator.log.position().size
+    homes = {site: approved.home(site) for site in approved.sites}
+    with pytest.raises(OperationError, match="study log is shorter than what this coordinator has published"):
+        EmbeddedConsortium(old, homes)
+    resumed = EmbeddedConsortium(new, homes)
+    for round_ in (1, 2):
+        resumed.run_round(public, round_)
+    evidence = resumed.release(2, resumed.run_round(public, 3, "evaluate"))
+    assert verify_evidence(evidence, read_public_keys(new / "public-keys.json")).passed
+
+
+def _restored(approved: Consortium, name: str) -> Path:
+    archive, folder = approved.folder / f"{name}.tar.gz", approved.folder / name
+    command = ("coordinator", "backup", "--home", str(approved.coordinator), "--out", str(archive))
+    run(*command)
+    assert archive.stat().st_mode & 0o077 == 0
+    assert refused(*command).code == "backup-exists"
+    with tarfile.open(archive) as content:
+        content.extractall(folder, filter="data")
+    return folder
 
 
 def test_the_buckets_policy_is_printed_and_applied(on_s3: Consortium, server: S3Server) -> None:
