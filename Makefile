@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_NUM_THREADS ?= 1
 export DO_NOT_TRACK := true
 
-.PHONY: demo ui test test-long study-heart study-eicu fuzz bench lint format clean help
+.PHONY: demo ui test test-long study-heart study-eicu fuzz bench bench-data lint format clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -46,6 +46,10 @@ study-heart study-eicu: study-%: $(VENV)/.installed-test
 # 30 to 25,000,000 coefficients; BENCH_ARGS="1000000 --processes 4" measures one size on four cores.
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+# Contract checks of up to ten million rows beside plain scanning; BENCH_ARGS="csv:1000000" measures one case.
+bench-data: $(VENV)/.installed-test
+	$(BIN)/python -m tests.bench.data $(BENCH_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
