@@ -40,8 +40,11 @@ fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/secure_sum/test_fuzz.py --hypothesis-profile fuzz --timeout 7200 $(PYTEST_ARGS)
 
 # Accuracy on many public splits with real encryption; DATA_DIR names the folder of the original files.
+study-heart: STUDY = uci-heart
+study-eicu: STUDY = eicu-demo
 study-heart study-eicu: study-%: $(VENV)/.installed-test
-	$(BIN)/consilium study run $* --data-dir "$(DATA_DIR)" --out "$(OUT_DIR)/$*" --resume $(STUDY_ARGS)
+	$(BIN)/consilium study run studies/$(STUDY)/study.yaml --accuracy --data-dir "$(DATA_DIR)" \
+	  --out "$(OUT_DIR)/$*" --resume $(STUDY_ARGS)
 
 # 30 to 25,000,000 coefficients; BENCH_ARGS="1000000 --processes 4" measures one size on four cores.
 bench: $(VENV)/.installed-test

@@ -20,6 +20,7 @@ from schemas.threshold import Threshold
 from tasks.privacy.noise import NoiseStream, os_noise_stream
 
 if TYPE_CHECKING:
+    from site_agents.cohort.reader import LocalData
     from tasks.contract.encoder import Cohort
 
 __all__ = [
@@ -177,7 +178,7 @@ def demo_plan_parts(
     )
 
 
-def read_cohorts(contract: DataContract, paths: Mapping[str, Path]) -> tuple[Cohort, ...]:
+def read_cohorts(contract: DataContract, paths: Mapping[str, LocalData | Path]) -> tuple[Cohort, ...]:
     """Reads, checks and encodes every site's table, in site-name order; only a demo owns all of these folders.
 
     Raises:

@@ -59,12 +59,13 @@ def study_init(sample: Path, ranges: tuple[str, ...], asks: bool | None, as_json
 
 @click.command("check", cls=Example, epilog="consilium study check my-study/study.yaml")
 @click.argument("file", type=FILE)
+@click.option("--data-dir", type=FOLDER, help="Where the paths in the study's source.yaml start.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def study_check(file: Path, as_json: bool) -> None:
+def study_check(file: Path, data_dir: Path | None, as_json: bool) -> None:
     """Read a study's files, check every site's rows against the contract and say what follows; nothing is written."""
     from infra.studies.whole import check_study
 
-    found = check_study(file)
+    found = check_study(file, data_dir)
     if as_json:
         click.echo(found.model_dump_json(indent=2))
         return
@@ -80,28 +81,40 @@ def study_check(file: Path, as_json: bool) -> None:
     "run",
     cls=Example,
     epilog="consilium study run my-study/study.yaml --out my-run\n"
-    "consilium study run heart --data-dir uci_heart --out heart-study\n"
-    "consilium study run heart --data-dir uci_heart --seeds 0-4 --epsilon 1 --out heart-study --resume",
+    "consilium study run studies/uci-heart/study.yaml --data-dir uci_heart --out heart-run\n"
+    "consilium study run studies/uci-heart/study.yaml --accuracy --data-dir uci_heart --out heart --resume\n"
+    "consilium study run heart --data-dir uci_heart --seeds 0-4 --epsilon 1 --out heart --resume",
 )
 @click.argument("name", metavar="NAME")
-@click.option("--data-dir", type=FOLDER, help="Folder with the original files (heart, eicu).")
-@click.option("--seeds", default="0-19", show_default=True, help="Seeds of the public splits (heart, eicu).")
-@click.option("--epsilon", "epsilons", default="1,3", show_default=True, help="Budgets, with commas (heart, eicu).")
+@click.option("--data-dir", type=FOLDER, help="Where the paths in the study's source.yaml start.")
+@click.option("--seeds", default="0-19", show_default=True, help="Seeds of the public splits (accuracy).")
+@click.option("--epsilon", "epsilons", default="1,3", show_default=True, help="Budgets, with commas (accuracy).")
 @click.option("--out", type=FOLDER, required=True, help="Folder for what the study leaves.")
-@click.option("--resume", is_flag=True, help="Go on in --out; finished runs are kept (heart, eicu).")
+@click.option(
+    "--accuracy", is_flag=True, help="Many public splits beside references, as the file's accuracy section says."
+)
+@click.option("--resume", is_flag=True, help="Go on in --out; finished runs are kept (accuracy).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 def study_run(
-    name: str, data_dir: Path | None, seeds: str, epsilons: str, out: Path, resume: bool, as_json: bool
+    name: str,
+    data_dir: Path | None,
+    seeds: str,
+    epsilons: str,
+    out: Path,
+    accuracy: bool,
+    resume: bool,
+    as_json: bool,
 ) -> None:
     """Run a study with real encryption, all sites in this process.
 
-    NAME is a study file: one whole study from keys to audited release, exit code 15 if its audit fails. Or it is heart
-    or eicu: accuracy over many public splits, exit code 1 if a required figure is not reached.
+    NAME is a study file: one whole study from keys to audited release, exit code 15 if its audit fails. With
+    --accuracy (or for the names heart and eicu) the study is repeated over many public splits, exit code 1 if a
+    required figure is not reached.
     """
     from rich.console import Console
 
-    if Path(name).suffix in YAML:
-        _run_file(Path(name), out, as_json)
+    if Path(name).suffix in YAML and not accuracy:
+        _run_file(Path(name), out, data_dir, as_json)
         return
     from infra.studies.command import FAILED_EXIT_CODE, StudyOptions, parse_epsilons, parse_seeds, run_study
     from infra.studies.report import render_table
@@ -112,14 +125,14 @@ def study_run(
     sys.exit(0 if report.met else FAILED_EXIT_CODE)
 
 
-def _run_file(path: Path, out: Path, as_json: bool) -> None:
+def _run_file(path: Path, out: Path, data_dir: Path | None, as_json: bool) -> None:
     from rich.console import Console
 
     from infra.studies.whole import render_whole_study, run_whole_study
     from schemas.errors import EvidenceError
 
     with Console(stderr=True).status("starting") as status:
-        result = run_whole_study(path, out, status.update)
+        result = run_whole_study(path, out, status.update, data_dir)
     click.echo(result.model_dump_json(indent=2) if as_json else render_whole_study(result))
     sys.exit(EvidenceError.exit_code if result.audit_failed else 0)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from infra.studies.study_file import StudyFile, choose_numbers, derive_parts, read_study
+from schemas.contract import DataContract
 from schemas.errors import OperationError
 from schemas.threshold import Threshold, default_threshold
 
@@ -25,6 +28,15 @@ class Target:
 
 
 @dataclass(frozen=True)
+class WrittenStudy:
+    """A study file, its contract and the folder where both lie."""
+
+    file: StudyFile
+    contract: DataContract
+    folder: Path
+
+
+@dataclass(frozen=True)
 class StudyDefinition:
     """One accuracy study.
 
@@ -34,6 +46,7 @@ class StudyDefinition:
         threshold: The plan's numbers.
         committee: How many sites hold a share of the key: the first in name order; all if None.
         targets: Epsilon, as in the plan -> target.
+        written: The files that it was read from; contract, mechanism, optimizer and mappings are theirs.
     """
 
     name: str
@@ -45,6 +58,7 @@ class StudyDefinition:
     threshold: Threshold
     committee: int | None
     targets: Mapping[str, Target]
+    written: WrittenStudy | None = None
 
     @property
     def most_rounds(self) -> int:
@@ -94,11 +108,41 @@ STUDIES: Mapping[str, StudyDefinition] = {
 
 
 def find_study(name: str) -> StudyDefinition:
-    """Returns the study called `name`.
+    """Returns the study called `name`, or the accuracy study that the study file `name` describes.
 
     Raises:
-        OperationError: `unknown-study`.
+        OperationError: `unknown-study`, `no-accuracy`.
+        PlanError: the file does not fit.
     """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return read_definition(Path(name))
     if name not in STUDIES:
         raise OperationError("unknown-study", f"Expected one of {', '.join(STUDIES)}.", "Choose a study.")
     return STUDIES[name]
+
+
+def read_definition(path: Path) -> StudyDefinition:
+    """Reads an accuracy study from a study file.
+
+    Raises:
+        OperationError: `no-accuracy` if the file does not say what is measured against what.
+        PlanError: the file does not fit.
+    """
+    file, contract = read_study(path)
+    if file.accuracy is None or not file.sites:
+        raise OperationError(
+            "no-accuracy", f"{path.name} has no accuracy section, or names no sites.", "Add both, or run it once."
+        )
+    parts = derive_parts(file, contract, list(file.sites.values()))
+    return StudyDefinition(
+        name=file.accuracy.name,
+        title=file.title,
+        purpose=file.purpose,
+        data=file.accuracy.data,
+        rounds=parts.mechanism.rounds,
+        delta=file.budget.delta,
+        threshold=choose_numbers(file, len(file.sites)),
+        committee=file.committee,
+        targets={e: Target(t.difference, t.auc, t.auc_required) for e, t in file.accuracy.targets.items()},
+        written=WrittenStudy(file, contract, path.absolute().parent),
+    )

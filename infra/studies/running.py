@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from infra.studies.definitions import StudyDefinition
 from infra.studies.references import compute_references
 from infra.studies.results import Run
+from infra.studies.study_file import derive_parts
 from schemas.canonical import digest_of
 from schemas.plan import StudyPlan
 
 if TYPE_CHECKING:
     from flows.round_steps import RoundOutcome
-    from infra.datasets import PlanParts
+    from infra.datasets import PlanParts, SiteTable
     from infra.demo.workdir import Workdir
     from infra.embedded import EmbeddedConsortium
 
@@ -29,8 +30,30 @@ def plan_parts(study: StudyDefinition, epsilon: str) -> PlanParts:
     """Derives what the plans of one epsilon have in common."""
     from infra.datasets import demo_plan_parts
 
+    if study.written is not None:
+        file = study.written.file
+        file = file.model_copy(update={"budget": file.budget.model_copy(update={"epsilon": epsilon})})
+        return derive_parts(file, study.written.contract, list(file.sites.values()))
     sites = study.threshold.k_min
     return demo_plan_parts(study.data, sites, study.rounds, epsilon, study.delta, study.threshold)
+
+
+def load_tables(study: StudyDefinition, data_dir: Path | None, seed: int) -> tuple[SiteTable, ...]:
+    """Loads every site's table on the public split `seed`; the original files must be those of the figures.
+
+    Raises:
+        OperationError: the data folder is wrong.
+        SiteDataError: the table cannot be read, or a mapping does not fit.
+    """
+    from infra.datasets import load_site_tables
+    from infra.studies.dealing import deal_table
+
+    pinned = load_site_tables(study.data, data_dir=data_dir, split_seed=seed)
+    if study.written is None or data_dir is None:
+        return pinned
+    file, contract, folder = study.written.file, study.written.contract, study.written.folder
+    # Each site checks its own rows in every round.
+    return deal_table(file, contract, folder, data_dir.absolute(), seed, check=False)
 
 
 def derive_recipe(study: StudyDefinition, epsilon: str) -> str:
@@ -80,8 +103,7 @@ def run_once(
         seconds = (time.monotonic() - started - ceremony) / (study.rounds + 1)
         forget_past(consortium.sites.values())
         say("references")
-        paths = {site.name: workdir.site(site.name) / "cohort.parquet" for site in plan.sites}
-        cohorts = read_cohorts(plan.contract, paths)
+        cohorts = read_cohorts(plan.contract, {name: site.data for name, site in consortium.sites.items()})
         found = compute_references(plan, cohorts, repeats)
         spent = _spent(consortium)
         return Run(
@@ -111,13 +133,12 @@ def run_once(
 def _prepare(
     study: StudyDefinition, data_dir: Path | None, seed: int, epsilon: str, workdir: Workdir
 ) -> tuple[StudyPlan, EmbeddedConsortium]:
-    from infra.datasets import load_site_tables
     from infra.demo.prepare import prepare_parties, write_participant_settings
     from infra.embedded import EmbeddedConsortium
     from schemas.options import RunOptions
     from site_agents.past import share_past
 
-    tables = load_site_tables(study.data, data_dir=data_dir, split_seed=seed)
+    tables = load_tables(study, data_dir, seed)
     holders = [table.site for table in tables][: study.committee]
     parts = plan_parts(study, epsilon)
     plan = prepare_parties(workdir, tables, parts, study.threshold, study.title, study.purpose, holders)

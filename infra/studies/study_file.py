@@ -24,6 +24,18 @@ _EVALUATION = {"bins": "10"}
 _PATH_LENGTH, _LARGEST_STEP, _USUAL_SHARE = 1.5, 0.5, 0.2
 
 
+class PublicSplit(Settings):
+    """How a simulation deals held-out patients, for a contract whose held_out column is part of the table.
+
+    Attributes:
+        label: Names the public order; the seed of the split is appended.
+        strata: A fifth is taken of every outcome, over all sites or of each site.
+    """
+
+    label: str = Field(min_length=1)
+    strata: Literal["outcome", "site-outcome"] = "outcome"
+
+
 class Simulation(Settings):
     """One table that is dealt to sites on this machine; a real study has no such section.
 
@@ -33,6 +45,7 @@ class Simulation(Settings):
         row_column: Name for a column with the row's number, for a table in which every row is a patient.
         mapping: The mapping file of every site, or
         mappings: one per site, by site name.
+        split: Adds the contract's held_out column, where nothing else gives it.
     """
 
     data: str = Field(min_length=1)
@@ -40,6 +53,29 @@ class Simulation(Settings):
     row_column: str = ""
     mapping: str = ""
     mappings: dict[str, str] = Field(default={})
+    split: PublicSplit | None = None
+
+
+class AccuracyTarget(Settings):
+    """See `infra.studies.definitions.Target`."""
+
+    difference: float
+    auc: float
+    auc_required: bool
+
+
+class Accuracy(Settings):
+    """What `study run --accuracy` measures on many public splits.
+
+    Attributes:
+        name: Short name of the report.
+        data: Name in `infra.datasets`, whose pinned original files the data folder must hold.
+        targets: Epsilon -> what the mean over all splits is held against.
+    """
+
+    name: str
+    data: str
+    targets: dict[str, AccuracyTarget] = Field(default={})
 
 
 class BudgetSection(Settings):
@@ -61,7 +97,9 @@ class StudyFile(Settings):
         optimizer: Fields of `OptimizerSpec`; the divisor is derived from the declared patients if it is left out.
         evaluation: Fields of `EvaluationSpec`; the noise multiplier is derived from the budget if it is left out.
         threshold: Numbers of the secure sum; the default for the number of sites if left out.
+        committee: How many sites hold a share of the key: the first in name order; all if left out.
         sites: Site name -> publicly declared, rounded number of patients; in a simulation they can be left out.
+        simulation, accuracy: For this machine alone; no part of a plan.
     """
 
     format: Literal["consilium/study/1"] = "consilium/study/1"
@@ -74,8 +112,10 @@ class StudyFile(Settings):
     optimizer: dict[str, Any] = Field(default={})
     evaluation: dict[str, Any] = Field(default={})
     threshold: Threshold | None = None
+    committee: int | None = Field(default=None, ge=2)
     sites: dict[Name, int] = Field(default={})
     simulation: Simulation | None = None
+    accuracy: Accuracy | None = None
 
 
 def read_study(path: Path) -> tuple[StudyFile, DataContract]:
@@ -129,7 +169,7 @@ def choose_numbers(study: StudyFile, sites: int) -> Threshold:
         PlanError: `threshold-rule`.
     """
     numbers = study.threshold or default_threshold(sites)
-    verify_numbers_fit(numbers, sites, sites)
+    verify_numbers_fit(numbers, study.committee or sites, sites)
     return numbers
 
 

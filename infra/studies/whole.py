@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infra.studies.dealing import deal_table
-from infra.studies.study_file import choose_numbers, derive_parts, read_study
+from infra.studies.study_file import StudyFile, choose_numbers, derive_parts, read_study
 from schemas.errors import OperationError
 from schemas.options import RunOptions, Settings
 from site_agents.policy import verify_delta
@@ -59,7 +59,7 @@ class Prepared(Settings):
     rounds: int
 
 
-def check_study(path: Path) -> Prepared:
+def check_study(path: Path, data_dir: Path | None = None) -> Prepared:
     """Reads a study, deals its table and checks every site's rows against the contract; writes nothing.
 
     Raises:
@@ -68,7 +68,7 @@ def check_study(path: Path) -> Prepared:
     from schemas.plan import feature_count
     from schemas.threshold import describe
 
-    _, tables, parts, numbers = _read(path)
+    _, tables, parts, numbers = _read(path, data_dir)
     return Prepared(
         sites={table.site: table.declared_patients for table in tables},
         numbers=describe(numbers),
@@ -78,12 +78,13 @@ def check_study(path: Path) -> Prepared:
     )
 
 
-def run_whole_study(path: Path, out: Path, say: Say) -> WholeStudy:
+def run_whole_study(path: Path, out: Path, say: Say, data_dir: Path | None = None) -> WholeStudy:
     """Runs the study of `path`: keys, signed plan, ceremony, encrypted rounds, evaluation, release, audit.
 
     Args:
         out: New folder for homes, store and evidence.
         say: Told what is being done.
+        data_dir: Where the paths in a source.yaml start, if not at the file itself.
 
     Raises:
         ConsiliumError: a file does not fit, a site's rows break the contract, or a round could not be opened.
@@ -97,10 +98,11 @@ def run_whole_study(path: Path, out: Path, say: Say) -> WholeStudy:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OperationError("workdir-foreign", f"{out} holds something already.", "Choose a new folder with --out.")
     say("reading and checking every site's rows")
-    study, tables, parts, numbers = _read(path)
+    study, tables, parts, numbers = _read(path, data_dir)
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
     workdir = Workdir(out)
-    plan = prepare_parties(workdir, tables, parts, numbers, study[0], study[1])
+    holders = [table.site for table in tables][: study.committee]
+    plan = prepare_parties(workdir, tables, parts, numbers, study.title, study.purpose, holders)
     memory = workdir.root / "memory"
     memory.mkdir(mode=0o700)
     # No Prefect server is asked for anything here; the steps are called in turn.
@@ -147,14 +149,14 @@ def render_whole_study(result: WholeStudy) -> str:
     )
 
 
-def _read(path: Path) -> tuple[tuple[str, str], tuple[SiteTable, ...], PlanParts, Threshold]:
+def _read(path: Path, data_dir: Path | None) -> tuple[StudyFile, tuple[SiteTable, ...], PlanParts, Threshold]:
     study, contract = read_study(path)
-    tables = deal_table(study, contract, path.absolute().parent)
+    tables = deal_table(study, contract, path.absolute().parent, data_dir.absolute() if data_dir else None)
     numbers = choose_numbers(study, len(tables))
     for table in tables:
         verify_delta(study.budget.delta, table.declared_patients)
     parts = derive_parts(study, contract, [table.declared_patients for table in tables])
-    return (study.title, study.purpose), tables, parts, numbers
+    return study, tables, parts, numbers
 
 
 def _run(consortium: EmbeddedConsortium, say: Say) -> tuple[Path, tuple[float, float, float] | None]:
