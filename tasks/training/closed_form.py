@@ -9,7 +9,7 @@ Invariants:
    the sum is exact, so it does not depend on the order or the grouping of patients.
 2. A row's integer gradient has norm at most (sensitivity - ceil(sqrt(P))) lattice units: the clip factor is computed
    for the rounded input and leaves room for rounding the scaled signal, sum over layers of |(a, 1)| sqrt(out) / 2 of
-   its units, with a margin far above float64 error.
+   its units, with a margin far above float64 error; then the integer norm is looked at.
 3. The exact sum is rounded to the plan's lattice once. Two rounded sums that differ by a vector g differ by at most
    |g| + sqrt(P): with invariant 2, one patient moves the result by at most `sensitivity`.
 """
@@ -33,7 +33,7 @@ SIGNAL_BITS = 23
 CHUNK_ROWS = 1 << 10
 _FINE_BITS = INPUT_BITS + SIGNAL_BITS
 # Relative float64 error of a norm over some thousand terms is below 2**-38.
-_MARGIN = 1.0 - 2.0**-30
+_MARGIN, _CHECK = 1.0 - 2.0**-30, 1.0 - 2.0**-36
 _LARGEST_LOSS = 1 / 16
 
 
@@ -84,7 +84,8 @@ def clipped_sum(plan: StudyPlan, cohort: Cohort, weights: NDArray[np.float64], s
     layers = unflatten(plan, weights)
     size = update_length(plan)
     clip = float(plan.mechanism.clip_norm)
-    bound = clip * (sensitivity - _rounding_loss(plan)) / 2.0**plan.mechanism.scale_bits * _MARGIN
+    share = (sensitivity - _rounding_loss(plan)) / 2.0**plan.mechanism.scale_bits
+    scale = _Scale(clip, clip * share * _MARGIN, 2.0**_FINE_BITS * share)
     shift = _FINE_BITS - plan.mechanism.scale_bits
     total = ExactSum(np.zeros(size, np.int64), np.zeros(size, np.int64), shift)
     # Always whole chunks: each row then meets the same kernels whoever else is in the sum.
@@ -92,39 +93,58 @@ def clipped_sum(plan: StudyPlan, cohort: Cohort, weights: NDArray[np.float64], s
     labels = torch.zeros(CHUNK_ROWS, dtype=torch.float64)
     for start in range(0, cohort.labels.size, CHUNK_ROWS):
         rows = cohort.features[start : start + CHUNK_ROWS]
+        features[len(rows) :] = 0.0
         features[: len(rows)] = torch.from_numpy(np.ascontiguousarray(rows))
         labels[: len(rows)] = torch.from_numpy(cohort.labels[start : start + CHUNK_ROWS].astype(np.float64))
-        total.add(_chunk_sum(layers, features, labels, len(rows), clip, bound).numpy())
+        total.add(_chunk_sum(layers, features, labels, len(rows), scale).numpy())
     return total.rounded()
 
 
-def _chunk_sum(
-    layers: Layers, features: torch.Tensor, labels: torch.Tensor, rows: int, clip: float, bound: float
-) -> torch.Tensor:
+def _chunk_sum(layers: Layers, features: torch.Tensor, labels: torch.Tensor, rows: int, scale: _Scale) -> torch.Tensor:
     """Returns the chunk's exact sum as integers in float64 (P,); rows from `rows` on are padding and count as zero."""
     activations = forward(layers, features)
     signals = upstream_signals(layers, activations, labels)
     inputs = [(a * 2.0**INPUT_BITS).round_() for a in activations[:-1]]
-    squares, room = torch.zeros(len(features), dtype=torch.float64), torch.zeros(len(features), dtype=torch.float64)
-    for signal, rounded in zip(signals, inputs, strict=True):
-        lengths = (torch.linalg.vector_norm(rounded, dim=1) * 2.0**-INPUT_BITS).square() + 1.0
-        squares += torch.linalg.vector_norm(signal, dim=1).square() * lengths
-        room += lengths.sqrt() * math.sqrt(signal.shape[1])
-    allowed = torch.clamp(bound - room * (clip * 2.0 ** -(SIGNAL_BITS + 1)), min=0.0)
-    factor = torch.clamp(allowed / squares.sqrt(), max=1.0) * (2.0**SIGNAL_BITS / clip)
-    usable = torch.isfinite(squares)
-    usable[rows:] = False
-    everything = bool(usable[:rows].all())
-    factor = torch.where(usable, factor.nan_to_num(nan=0.0), 0.0)[:, None]
+    lengths = [(torch.linalg.vector_norm(a, dim=1) * 2.0**-INPUT_BITS).square() + 1.0 for a in inputs]
+    factor = scale.factor(signals, lengths)
+    factor[rows:] = 0.0
+    scaled = [(signal * factor[:, None]).round_() for signal in signals]
+    # Whatever float64 did at its edges: a row enters only with an integer norm that was looked at.
+    squares = sum(torch.linalg.vector_norm(d, dim=1).square() * n for d, n in zip(scaled, lengths, strict=True))
+    fits = torch.as_tensor(squares).sqrt() * 2.0**INPUT_BITS <= scale.most * _CHECK
+    if not bool(fits.all()):
+        # Zero times infinity is not zero: what is left out must not reach the product.
+        scaled = [torch.where(fits[:, None], d, 0.0) for d in scaled]
+        inputs = [torch.where(fits[:, None], a, 0.0) for a in inputs]
     parts: list[torch.Tensor] = []
-    for signal, rounded in zip(signals, inputs, strict=True):
-        scaled = (signal * factor).round_()
-        if not everything:
-            # Zero times infinity is not zero: what is left out must not reach the product.
-            scaled = torch.where(usable[:, None], scaled, 0.0)
-            rounded = torch.where(usable[:, None], rounded, 0.0)  # noqa: PLW2901
-        parts += [(scaled.T @ rounded).flatten(), scaled.sum(dim=0) * 2.0**INPUT_BITS]
+    for signal, rounded in zip(scaled, inputs, strict=True):
+        parts += [(signal.T @ rounded).flatten(), signal.sum(dim=0) * 2.0**INPUT_BITS]
     return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """How signals become integers.
+
+    Attributes:
+        clip: C.
+        bound: Norm to which a row's gradient is clipped, in real units.
+        most: Integer norm that a row's gradient may have, in fine units.
+    """
+
+    clip: float
+    bound: float
+    most: float
+
+    def factor(self, signals: list[torch.Tensor], lengths: list[torch.Tensor]) -> torch.Tensor:
+        """Returns what each row's signals are multiplied by, float64 (rows,): clip factor times units per C."""
+        squares, room = torch.zeros_like(lengths[0]), torch.zeros_like(lengths[0])
+        for signal, length in zip(signals, lengths, strict=True):
+            squares += torch.linalg.vector_norm(signal, dim=1).square() * length
+            room += length.sqrt() * math.sqrt(signal.shape[1])
+        units = 2.0**SIGNAL_BITS / self.clip if self.clip > 0 else math.inf
+        allowed = torch.clamp(self.bound - room * (self.clip * 2.0 ** -(SIGNAL_BITS + 1)), min=0.0)
+        return (torch.clamp(allowed / squares.sqrt(), max=1.0) * units).nan_to_num(nan=0.0)
 
 
 def _rounding_loss(plan: StudyPlan) -> int:

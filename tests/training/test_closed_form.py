@@ -52,7 +52,7 @@ def test_every_patients_clipped_gradient_equals_opacus(hidden, clip):
 @given(
     features=arrays(np.float64, (4, 3), elements=st.floats(width=64)),
     weights=arrays(np.float64, 41, elements=st.floats(-1e3, 1e3)),
-    clip=st.sampled_from(["0.001", "1", "1000"]),
+    clip=st.sampled_from(["0.001", "1", "1000", "1e308", "5e-324", "1e-320", "1e-400"]),
     bits=st.sampled_from([12, 16, 24]),
 )
 def test_one_patient_never_moves_the_sum_beyond_the_sensitivity(features, weights, clip, bits):
@@ -106,6 +106,16 @@ def test_a_row_that_is_not_finite_counts_as_zero_and_the_others_stay():
         poisoned = train_sum(plan, replace(cohort, features=features), weights, SENSITIVITY)
         assert np.abs(poisoned - clean).max() <= (0 if value != 1e200 else SENSITIVITY)
     assert clean.any()
+
+
+def test_what_is_not_finite_in_one_chunk_stays_out_of_the_next(monkeypatch):
+    monkeypatch.setattr("tasks.training.closed_form.CHUNK_ROWS", 8)
+    plan, cohort = make_plan(hidden=(8,)), everybody(11)
+    features = cohort.features.copy()
+    features[6] = np.inf
+    weights = weights_for(plan)
+    poisoned = train_sum(plan, replace(cohort, features=features), weights, SENSITIVITY)
+    assert np.abs(poisoned - train_sum(plan, cohort.only(np.arange(11) != 6), weights, SENSITIVITY)).max() <= 1
 
 
 def test_a_lattice_too_coarse_for_one_rounding_takes_the_slow_way():
