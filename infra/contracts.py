@@ -81,11 +81,12 @@ def print_report(contract: DataContract, check: LocalCheck, console: Console, ev
     """Prints the rules that did not pass, or all, with columns, rows and remedy."""
     from rich.table import Table
 
+    from tasks.contract.pages import rule_in_words
     from tasks.contract.rules import shown_failures
 
     report = check.report
     shown = set(shown_failures(contract, report.verdict))
-    table = Table("rule", "columns", "result", "rows", "remedy", title_justify="left")
+    table = Table("rule", "columns", "result", "rows", "why, and what to do", title_justify="left")
     for finding in report.findings:
         if every_rule or finding.rule in shown:
             failed = finding.rule in shown
@@ -94,7 +95,7 @@ def print_report(contract: DataContract, check: LocalCheck, console: Console, ev
                 ", ".join(finding.columns) or "all",
                 "passed" if finding.passed else "FAILED" if failed else "not judged",
                 _rows(finding, check.places),
-                finding.remedy if failed else "",
+                f"expected: {rule_in_words(contract, finding.rule)}; {finding.remedy}" if failed else "",
             )
     if table.row_count:
         console.print(table)

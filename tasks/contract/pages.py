@@ -88,7 +88,7 @@ def _sections(contract: DataContract) -> Iterable[_Section]:
     if contract.outcomes:
         yield _Section("Outcomes", [f"No feature may be, or be filled from: {', '.join(contract.outcomes)}."])
     rules = [
-        (rule, ", ".join(columns_of(contract, rule)) or "all", _words(contract, rule), remedy_of(rule))
+        (rule, ", ".join(columns_of(contract, rule)) or "all", rule_in_words(contract, rule), remedy_of(rule))
         for rule in (str(described["rule"]) for described in suite_description(contract))
     ]
     text = "What leaves a hospital about its table is whether each of these passed, and nothing else."
@@ -115,20 +115,26 @@ def _missing(contract: DataContract, column: Column) -> str:
     return "none" if share == 0 else "any" if share == 1 else f"at most {100 * share:g} %"
 
 
-def _words(contract: DataContract, rule: str) -> str:
+def rule_in_words(contract: DataContract, rule: str) -> str:
+    """Says what a rule of the contract expects, with its public limits."""
     kind, subject = rule.split(":")
     if kind == "rule":
         return next(r.in_words() for r in contract.rules if r.name == subject)
+    column = next((c for c in contract.columns if c.name == subject), None)
+    if column is not None and kind in ("range", "codes", "missing", "type"):
+        limits = {
+            "range": f"all values are in {_allowed(column)} {column.unit}".rstrip(),
+            "codes": f"all codes are among {_allowed(column)}",
+            "missing": f"{_missing(contract, column)} of the values are missing",
+            "type": f"the column is of kind {column.kind}",
+        }
+        return limits[kind]
     return {
         "cohort": "there is at least one row",
         "present": "the column is there, once",
-        "type": "the column has its kind",
         "finite": "no NaN, no infinity",
         "split": "all rows of a patient are on one side of the split",
         "complete": "no value is missing",
-        "missing": "not too many values are missing",
-        "range": "all values are in the range",
-        "codes": "all codes are listed",
         "unique": "one row per patient",
         "future": "no time lies in the future",
         "keys": "no two rows are equal in these columns",

@@ -46,7 +46,7 @@ def test_what_fails_is_said_with_column_rows_and_remedy_and_without_a_value(ward
     result = check()
     assert result.exit_code == 10
     text = " ".join(result.output.split())
-    assert "codes:rhythm │ rhythm │ FAILED │ 2 │ a code is not in the contract's list" in text
+    assert "codes:rhythm │ rhythm │ FAILED │ 2 │ expected: all codes are among no, yes, af; a code is not in" in text
     assert "1 to correct, of 58 rules" in text
     assert "4711" not in text
     assert "finite" not in text
