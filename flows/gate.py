@@ -102,7 +102,8 @@ async def _wait_at_doors(
     assert run.flow_run is not None
     form = ReviewForm.with_initial_data(description=describe_gate(context, state))
     pause = asyncio.create_task(_pause(form, key, left_seconds, poll_seconds))
-    poll = asyncio.create_task(_until_news(context, state, run.flow_run.id, poll_seconds))
+    end = time.monotonic() + left_seconds
+    poll = asyncio.create_task(_until_news(context, state, run.flow_run.id, end, poll_seconds))
     try:
         await asyncio.wait({pause, poll}, return_when=asyncio.FIRST_COMPLETED)
         if poll.done() and not pause.done():
@@ -132,20 +133,28 @@ async def _pause(form: type[RunInput], key: str, timeout_seconds: float, poll_se
             wait_for_input=form, timeout=max(1, int(timeout_seconds)), poll_interval=max(1, int(poll_seconds)), key=key
         )
     except FlowPauseTimeout:
-        raise OperationError(
-            "review-timeout", "The reviewers did not decide in time.", "Run the gate again; what was signed is kept."
-        ) from None
+        raise _timeout() from None
 
 
-async def _until_news(context: CoordinatorContext, state: GateState, run: UUID, poll_seconds: float) -> None:
+def _timeout() -> OperationError:
+    return OperationError(
+        "review-timeout", "The reviewers did not decide in time.", "Run the gate again; what was signed is kept."
+    )
+
+
+async def _until_news(
+    context: CoordinatorContext, state: GateState, run: UUID, end: float, poll_seconds: float
+) -> None:
     """Returns when MLflow shows something new.
 
     Raises:
-        OperationError: `review-cancelled` if a person ended the run meanwhile.
+        OperationError: `review-timeout`; `review-cancelled` if a person ended the run meanwhile.
     """
     while not await asyncio.to_thread(has_news, context, state):
         async with get_client() as client:
             now = (await client.read_flow_run(run)).state
+        if time.monotonic() >= end - 1:
+            raise _timeout()  # the server may have ended the pause before this process did
         if now is not None and now.is_final():
             raise OperationError("review-cancelled", "The gate's run was ended in Prefect.", "Run the gate again.")
         await asyncio.sleep(poll_seconds)

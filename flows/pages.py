@@ -67,7 +67,7 @@ async def show_round(plan: StudyPlan, facts: RoundFacts, codes: Mapping[str, str
             key=f"sites-{plan.study[:12]}",
             type="table",
             description=f"Sites in {round_name(facts.kind, facts.round)}",
-            data=json.dumps(tabulate_sites(plan, facts, codes)),
+            data=json.dumps(tabulate_sites(plan, facts, codes), ensure_ascii=False),
             flow_run_id=run.flow_run.id,
             task_run_id=task.task_run.id if task is not None else None,
         ),
@@ -157,7 +157,7 @@ class StudyPage:
             type="table",
             description=f"Charged up to {round_name(facts.kind, facts.round)}, of {self._plan.budget.epsilon} at "
             f"δ = {self._plan.budget.delta}",
-            data=json.dumps(tabulate_budget(self._plan, self._rounds.values())),
+            data=json.dumps(tabulate_budget(self._plan, self._rounds.values()), ensure_ascii=False),
             flow_run_id=self._flow_run,
         )
         await _write(None, page)
