@@ -25,7 +25,7 @@ def released_metrics(context: CoordinatorContext, evaluation: RoundOutcome | Non
         return None
     counts = evaluation_mechanism(context.plan).decode(evaluation.opened)
     sigma = derive_noise_sigma(context.plan, len(evaluation.record.predicate.contributions))
-    return evaluate_histogram(counts, sigma)
+    return evaluate_histogram(counts, sigma, float(context.plan.evaluation.steepness))
 
 
 def enter_signed_release(

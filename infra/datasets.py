@@ -77,6 +77,8 @@ _BETA1, _BETA2 = "0.5", "0.99"
 _WEIGHT_DECAY = "0.003"
 _SCALE_BITS = 16
 _BINS = 10
+# After ten noisy rounds scores are still close to one half: bins of equal probability would hide half of the AUC.
+_STEEPNESS = "16"
 
 
 def load_site_tables(
@@ -173,7 +175,9 @@ def demo_plan_parts(
             beta2=_BETA2,
             weight_decay=_WEIGHT_DECAY,
         ),
-        evaluation=EvaluationSpec(bins=_BINS, noise_multiplier=calibrate_noise_multiplier(epsilon, delta, 1)),
+        evaluation=EvaluationSpec(
+            bins=_BINS, noise_multiplier=calibrate_noise_multiplier(epsilon, delta, 1), steepness=_STEEPNESS
+        ),
         budget=BudgetSpec(epsilon=epsilon, delta=delta),
     )
 

@@ -227,12 +227,23 @@ class EvaluationSpec(Extended):
     """One encrypted (label, score bin) histogram over the held-out patients, with integer Gaussian noise shares.
 
     Attributes:
-        bins: Score bins of equal width in probability.
+        bins: Score bins of equal width in probability, or in the public transform that `steepness` names.
         noise_multiplier: sigma on counts for the h honest shares together; one patient changes one count by 1.
+        steepness: 0 bins probabilities; above 0, bins of equal width in asinh(steepness * logit), logits up to 8. After
+            few rounds all scores are close to each other, and equal bins of probability would not tell them apart.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("steepness",)
 
     bins: int = Field(ge=2, le=1000)
     noise_multiplier: Decimal
+    steepness: Decimal = "0"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 0 <= float(self.steepness) <= 1000:
+            raise PlanError("evaluation-steepness", "Expected a steepness from 0 to 1000.", "Leave it out, or try 16.")
+        return self
 
 
 class ReleaseSpec(Strict):

@@ -19,6 +19,8 @@ from schemas.plan import StudyPlan
 FloatVector = NDArray[np.float64]
 
 Z95 = 1.959963984540054
+LARGEST_LOGIT = 8.0
+_SMALLEST_SCORE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,39 @@ def derive_noise_sigma(plan: StudyPlan, participants: int) -> float:
     return float(plan.evaluation.noise_multiplier) * math.sqrt(shares)
 
 
-def evaluate_histogram(histogram: FloatVector, noise_sigma: float) -> EvaluationMetrics:
+def spread_scores(scores: FloatVector, steepness: float) -> FloatVector:
+    """Maps scores in [0, 1] to [0, 1], where bins have equal width; increasing, public, the same for everybody.
+
+    0 leaves probabilities alone; otherwise asinh(steepness * logit) / asinh(8 * steepness), logits clipped to [-8, 8],
+    moved to [0, 1]: fine around one half and still telling certain scores apart.
+
+    Args:
+        scores: float64, any shape, in [0, 1].
+    """
+    if steepness == 0:
+        return scores
+    clipped = np.clip(scores, _SMALLEST_SCORE, 1.0 - _SMALLEST_SCORE)
+    logits = np.clip(np.log(clipped / (1.0 - clipped)), -LARGEST_LOGIT, LARGEST_LOGIT)
+    return np.asarray(0.5 + 0.5 * np.arcsinh(steepness * logits) / math.asinh(steepness * LARGEST_LOGIT))
+
+
+def gather_scores(places: FloatVector, steepness: float) -> FloatVector:
+    """Maps places in [0, 1] back to scores: the inverse of `spread_scores`; 0 and 1 stay the ends."""
+    if steepness == 0:
+        return places
+    logits = np.sinh((2.0 * places - 1.0) * math.asinh(steepness * LARGEST_LOGIT)) / steepness
+    scores = np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float64)
+    return np.where(places <= 0.0, 0.0, np.where(places >= 1.0, 1.0, scores))
+
+
+def evaluate_histogram(histogram: FloatVector, noise_sigma: float, steepness: float = 0.0) -> EvaluationMetrics:
     """Computes the metrics of an opened histogram.
 
     Args:
         histogram: float64 (2 * bins,) decoded counts, label 0 first, equal-width score bins; noise makes them negative
             and fractional (`GaussianMechanism.decode`).
         noise_sigma: Standard deviation of the *total* noise on one count (`derive_noise_sigma`).
+        steepness: Of the plan's evaluation: where the bins' edges are (`spread_scores`).
 
     Raises:
         EvidenceError: `malformed` for another shape or dtype, or a negative or non-finite sigma.
@@ -101,13 +129,14 @@ def evaluate_histogram(histogram: FloatVector, noise_sigma: float) -> Evaluation
         raise EvidenceError("malformed", "Expected a finite noise standard deviation.")
     bins = histogram.size // 2
     negatives, positives = histogram[:bins], histogram[bins:]
-    centres = (np.arange(bins) + 0.5) / bins
+    centres = gather_scores((np.arange(bins) + 0.5) / bins, steepness)
+    edges = gather_scores(np.arange(bins + 1) / bins, steepness)
     return EvaluationMetrics(
         auc=_auc(negatives, positives, noise_sigma),
         brier=_mean_per_patient(negatives, positives, centres**2, (1.0 - centres) ** 2, noise_sigma, 0.0),
         mean_error=_mean_per_patient(negatives, positives, centres, centres - 1.0, noise_sigma, -1.0),
-        roc=_roc(negatives, positives, noise_sigma),
-        calibration=_calibration(negatives, positives, centres, noise_sigma),
+        roc=_roc(negatives, positives, edges, noise_sigma),
+        calibration=_calibration(negatives, positives, centres, edges, noise_sigma),
     )
 
 
@@ -174,7 +203,7 @@ def _mean_per_patient(
     return _interval(value, noise + sampling, floor, 1.0)
 
 
-def _roc(negatives: FloatVector, positives: FloatVector, sigma: float) -> tuple[RocPoint, ...]:
+def _roc(negatives: FloatVector, positives: FloatVector, edges: FloatVector, sigma: float) -> tuple[RocPoint, ...]:
     bins = negatives.size
     total_p = max(float(positives.sum()), 1.0)
     false_rates = _upper_tail(_project(negatives))
@@ -184,7 +213,7 @@ def _roc(negatives: FloatVector, positives: FloatVector, sigma: float) -> tuple[
         rate = float(true_rates[k])
         noise = sigma * sigma * ((bins - k) * (1.0 - rate) ** 2 + k * rate**2) / (total_p * total_p)
         band = _interval(rate, noise + rate * (1.0 - rate) / total_p, 0.0, 1.0)
-        points.append(RocPoint(k / bins, float(false_rates[k]), rate, band.low, band.high))
+        points.append(RocPoint(float(edges[k]), float(false_rates[k]), rate, band.low, band.high))
     return tuple(points)
 
 
@@ -195,7 +224,7 @@ def _upper_tail(counts: FloatVector) -> FloatVector:
 
 
 def _calibration(
-    negatives: FloatVector, positives: FloatVector, centres: FloatVector, sigma: float
+    negatives: FloatVector, positives: FloatVector, centres: FloatVector, edges: FloatVector, sigma: float
 ) -> tuple[CalibrationPoint, ...]:
     bins = negatives.size
     points = []
@@ -206,7 +235,7 @@ def _calibration(
             rate = min(max(float(positives[k]) / total, 0.0), 1.0)
             noise = sigma * sigma * ((1.0 - rate) ** 2 + rate**2) / (total * total)
             observed = _interval(rate, noise + max(rate * (1.0 - rate), 0.25 / total) / total, 0.0, 1.0)
-        points.append(CalibrationPoint(k / bins, (k + 1) / bins, float(centres[k]), observed))
+        points.append(CalibrationPoint(float(edges[k]), float(edges[k + 1]), float(centres[k]), observed))
     return tuple(points)
 
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from schemas.plan import StudyPlan, histogram_length
 from tasks.contract.encoder import Cohort
+from tasks.metrics import spread_scores
 from tasks.training.gradients import predict
 
 
@@ -42,5 +43,6 @@ def score_histogram(plan: StudyPlan, cohort: Cohort, weights: NDArray[np.float64
     """
     scores, labels = score_patients(plan, cohort.evaluation, weights)
     bins = plan.evaluation.bins
-    place = np.minimum((scores * bins).astype(np.int64), bins - 1) + bins * labels.astype(np.int64)
+    spread = spread_scores(scores, float(plan.evaluation.steepness))
+    place = np.minimum((spread * bins).astype(np.int64), bins - 1) + bins * labels.astype(np.int64)
     return np.bincount(place, minlength=histogram_length(plan)).astype(np.int64)

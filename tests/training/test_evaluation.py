@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tasks.metrics import derive_noise_sigma, evaluate_histogram, exact_auc
+from tasks.metrics import derive_noise_sigma, evaluate_histogram, exact_auc, gather_scores, spread_scores
 from tasks.training.evaluation import score_histogram, score_patients
 from tests.training.plans import make_cohort, make_plan
 
@@ -84,3 +84,29 @@ def test_noise_of_every_participant_is_in_the_interval():
     plan = make_plan()
     assert derive_noise_sigma(plan, 4) == pytest.approx(1.5 * 2**0.5)
     assert derive_noise_sigma(plan, 2) == pytest.approx(1.5)
+
+
+def test_after_few_rounds_a_steep_transform_tells_scores_apart_that_probabilities_do_not():
+    """Small weights: all scores are near one half and fall into two bins of probability; certain scores stay apart."""
+    base = make_plan(bins=20)
+    steep = base.model_copy(update={"evaluation": base.evaluation.model_copy(update={"steepness": "16"})})
+    cohort = make_cohort(2000)
+    for size, gain in ((0.05, 0.05), (0.1, 0.05), (1.0, -0.005), (3.0, -0.005)):
+        weights = WEIGHTS * size
+        exact = exact_auc(*score_patients(base, cohort.evaluation, weights))
+        flat = evaluate_histogram(score_histogram(base, cohort, weights).astype(np.float64), 0.0)
+        fine = evaluate_histogram(score_histogram(steep, cohort, weights).astype(np.float64), 0.0, 16.0)
+        assert abs(fine.auc.value - exact) < 0.015
+        assert abs(flat.auc.value - exact) - abs(fine.auc.value - exact) >= gain
+        assert abs(fine.brier.value - flat.brier.value) < 0.02
+
+
+def test_the_transform_moves_nobody_between_patients_and_can_be_undone():
+    scores = np.linspace(0.001, 0.999, 997)
+    for steepness in (0.0, 1.0, 16.0, 1000.0):
+        places = spread_scores(scores, steepness)
+        assert np.all(np.diff(places) > 0)
+        assert np.allclose(gather_scores(places, steepness), scores, atol=1e-6)
+        assert spread_scores(np.array([0.0, 1.0]), steepness).tolist() == [0.0, 1.0]
+        assert gather_scores(np.array([0.0, 1.0]), steepness).tolist() == [0.0, 1.0]
+    assert spread_scores(np.array([0.5]), 16.0).tolist() == [0.5]

@@ -62,7 +62,7 @@ def check_metrics(context: AuditContext, findings: Findings) -> str | NotApplica
     findings.expect(release.predicate.evaluation == opening.digest, release.path, "names another evaluation")
     counts = evaluation_mechanism(context.study_plan).decode(context.result(round_))
     sigma = derive_noise_sigma(context.study_plan, len(context.record(round_).predicate.contributions))
-    metrics = evaluate_histogram(counts, sigma).summary()
+    metrics = evaluate_histogram(counts, sigma, float(context.study_plan.evaluation.steepness)).summary()
     findings.expect(metrics == release.predicate.metrics, release.path, "states other metrics than the histogram gives")
     return f"{len(metrics)} figures"
 

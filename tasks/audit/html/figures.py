@@ -67,7 +67,7 @@ def released_evaluation(context: AuditContext) -> EvaluationMetrics | None:
         return None
     counts = evaluation_mechanism(context.study_plan).decode(context.result(round_))
     sigma = derive_noise_sigma(context.study_plan, len(context.record(round_).predicate.contributions))
-    return evaluate_histogram(counts, sigma)
+    return evaluate_histogram(counts, sigma, float(context.study_plan.evaluation.steepness))
 
 
 def draw_roc(metrics: EvaluationMetrics) -> Markup:
