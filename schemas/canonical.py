@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from schemas.errors import EvidenceError
 
+_LARGEST_INTEGER = 2**53 - 1
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -55,7 +56,36 @@ M = TypeVar("M", bound=Strict)
 def canonical_bytes(value: Strict | dict[str, Any] | list[Any]) -> bytes:
     """Encodes a model or plain JSON value as RFC 8785 canonical UTF-8 bytes."""
     plain = value.model_dump(mode="json") if isinstance(value, Strict) else value
+    if _is_simple(plain):
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     return rfc8785.dumps(plain)
+
+
+def _is_simple(value: Any) -> bool:
+    """Tells whether the standard library's encoder gives the RFC 8785 form, five times faster.
+
+    It does for ASCII strings (sorting by code point is then sorting by UTF-16 unit, and the escapes are the same), for
+    integers that a double holds exactly, and never for other floats.
+    """
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        kind = type(item)
+        if kind is str:
+            if not item.isascii():
+                return False
+        elif kind is dict:
+            if not all(type(key) is str and key.isascii() for key in item):
+                return False
+            stack.extend(item.values())
+        elif kind is list or kind is tuple:
+            stack.extend(item)
+        elif kind is int:
+            if not -_LARGEST_INTEGER <= item <= _LARGEST_INTEGER:
+                return False
+        elif item is not None and kind is not bool:
+            return False
+    return True
 
 
 def sha256_hex(data: bytes) -> str:
@@ -111,7 +141,7 @@ def is_canonical(value: Strict | dict[str, Any] | list[Any], data: bytes) -> boo
     """Tells whether `data` is the canonical encoding of `value`; a value that has none, such as 2**53, is nothing's."""
     try:
         return canonical_bytes(value) == data
-    except (rfc8785.CanonicalizationError, RecursionError):
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError):
         return False
 
 
