@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from fractions import Fraction
 
 from schemas.ledger import CohortRegistered, LedgerEntry, PrivacyEvent, PrivacyReserved
@@ -18,6 +19,7 @@ from tasks.privacy.recompute import check_recomputations
 
 Place = str
 PARTS = ("training", "held-out")
+NO_ACCOUNTANT = "no independent accountant is installed here: install consilium with its extra `audit`"
 
 
 def check_reservations(context: AuditContext, findings: Findings) -> str | NotApplicable:
@@ -155,6 +157,8 @@ def check_epsilon(context: AuditContext, findings: Findings) -> str | NotApplica
 
 def check_independent(context: AuditContext, findings: Findings) -> str | NotApplicable:
     """Recomputes epsilon by dp-accounting, for every different list of charges, and compares."""
+    if not _is_installed("dp_accounting"):
+        return NotApplicable(NO_ACCOUNTANT)
     lists = _charge_lists(context, findings)
     for site, events in lists.items():
         for result in check_recomputations(events, context.plan.budget.delta, with_opacus=False):
@@ -164,6 +168,8 @@ def check_independent(context: AuditContext, findings: Findings) -> str | NotApp
 
 def check_opacus(context: AuditContext, findings: Findings) -> str | NotApplicable:
     """Recomputes the largest epsilon by Opacus in a child process, if it is installed."""
+    if not _is_installed("dp_accounting"):
+        return NotApplicable(NO_ACCOUNTANT)
     lists = _charge_lists(context, findings)
     if not lists:
         return NotApplicable("nothing was charged")
@@ -174,6 +180,10 @@ def check_opacus(context: AuditContext, findings: Findings) -> str | NotApplicab
             return NotApplicable("Opacus is not installed here")
         findings.expect(result.passed, f"ledger of {site}", f"{result.name}: {result.detail}")
     return f"the charges of {site}"
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _charge_lists(context: AuditContext, findings: Findings) -> dict[str, tuple[PrivacyEvent, ...]]:
