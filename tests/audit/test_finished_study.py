@@ -108,7 +108,7 @@ def test_every_check_verifies_a_finished_study_without_importing_what_an_auditor
     report = AuditReport.model_validate_json(done.stdout)
     assert report.passed, [finding for result in report.results for finding in result.findings]
     unanswered = [result.check for result in report.results if result.status == "not-applicable"]
-    assert unanswered == ["C32"], "reviewers have not decided; everything else was answered"
+    assert [n for n in unanswered if n not in ("C33", "C34")] == ["C32"], "no MLflow, no question; nobody decided yet"
 
 
 def _one_of_each_kind(folder: Path) -> list[str]:
