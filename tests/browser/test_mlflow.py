@@ -42,7 +42,7 @@ def test_in_model_training_three_clicks_lead_to_epsilon_roc_and_who_took_part(to
         page.get_by_text("Released as").first.wait_for()
         text = page.locator("body").inner_text()
         page.get_by_text("Show more").first.click()
-        roc = page.locator("img[alt='plots/roc.png']")
+        roc = page.locator("img[src*='roc.png']")
         roc.wait_for()
         page.wait_for_function("e => e.complete && e.naturalWidth > 100", arg=roc.element_handle())
         page.get_by_role("cell", name="failed: age-range").wait_for()
