@@ -76,6 +76,7 @@ class AuditContext:
     def _list(self, evidence: EvidenceFolder) -> None:
         self.evidence = evidence
         self.items: tuple[Item, ...] = tuple(item for item in map(parse_name, evidence.paths) if item is not None)
+        self._studies = sorted({item.study for item in self.items})
         self._by_kind: dict[str, list[Item]] = {}
         for item in self.items:
             self._by_kind.setdefault(item.kind, []).append(item)
@@ -135,10 +136,9 @@ class AuditContext:
     @property
     def study(self) -> str:
         """The only study of the evidence, by its folder name."""
-        studies = sorted({item.study for item in self.items})
-        if len(studies) != 1:
-            raise AuditFailure("coordinator", f"expected the objects of exactly one study, found {len(studies)}")
-        return studies[0]
+        if len(self._studies) != 1:
+            raise AuditFailure("coordinator", f"expected the objects of exactly one study, found {len(self._studies)}")
+        return self._studies[0]
 
     @property
     def plan(self) -> Agreement:
