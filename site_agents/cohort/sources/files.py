@@ -51,7 +51,9 @@ class ParquetSource:
         """Yields the wanted columns, page by page."""
         import pyarrow.parquet as pq
 
-        with _refusals(self.path, "Parquet"), pq.ParquetFile(self.path) as source:
+        # Pre-buffering would keep every byte of the file until it is closed.
+        streaming = {"pre_buffer": False, "buffer_size": _BLOCK_BYTES}
+        with _refusals(self.path, "Parquet"), pq.ParquetFile(self.path, **streaming) as source:
             wanted = wanted_columns(source.schema_arrow.names, columns)
             yield from source.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False)
 
@@ -94,7 +96,11 @@ class ParquetDataset:
     def _open(self) -> Any:
         from pyarrow import dataset
 
-        found = dataset.dataset(self.path, format="parquet", partitioning="hive")
+        scanning = dataset.ParquetFragmentScanOptions(
+            pre_buffer=False, use_buffered_stream=True, buffer_size=_BLOCK_BYTES
+        )
+        form = dataset.ParquetFileFormat(default_fragment_scan_options=scanning)
+        found = dataset.dataset(self.path, format=form, partitioning="hive")
         if not found.files:
             raise missing_source(self.name)
         return found
