@@ -70,8 +70,10 @@ def read_project(path: Path, home: Path, study: str) -> ProjectFile:
     """Reads ``prefect.yaml`` for the study of `home`; its two variables are `CONSILIUM_HOME` and `CONSILIUM_STUDY`.
 
     Raises:
-        OperationError: `project-unreadable`.
+        OperationError: `no-study`, `project-unreadable`.
     """
+    if not study:
+        raise OperationError("no-study", "This coordinator has no study yet.", "Propose one: coordinator propose.")
     try:
         text = path.read_text()
         for name, value in (("CONSILIUM_HOME", json.dumps(str(home))[1:-1]), ("CONSILIUM_STUDY", study[:12])):

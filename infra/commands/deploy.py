@@ -32,12 +32,17 @@ def deploy_home(home: Path, crons: tuple[tuple[str, str], ...], webhook_file: Pa
     Raises:
         OperationError: `settings-unreadable`, `prefect-unreachable`, and those of `infra.deployments`.
     """
-    settings = enter_home(home)
-    webhook = _read_webhook(webhook_file) if webhook_file is not None else None
-    from flows.context import open_coordinator
     from infra.deployments import PROJECT, apply_project, read_project
+    from infra.settings import load_settings
+    from schemas.options import CoordinatorSettings
 
+    # What can be refused without the server is refused first.
+    settings = load_settings(CoordinatorSettings, home / "config.json")
     project = read_project(PROJECT, home, settings.study)
+    webhook = _read_webhook(webhook_file) if webhook_file is not None else None
+    enter_home(home)
+    from flows.context import open_coordinator
+
     sites = [site.name for site in open_coordinator(home).plan.sites]
     return asyncio.run(apply_project(project, settings.study, dict(crons), webhook, sites))
 

@@ -292,3 +292,5 @@ def test_a_coordinator_without_a_study_says_so(consortium: Consortium) -> None:
     with pytest.raises(OperationError, match="This coordinator has no study yet"):
         open_coordinator(consortium.coordinator)
     assert "none proposed" in run("coordinator", "status", "--home", str(consortium.coordinator))
+    error = refused("coordinator", "deploy", "--home", str(consortium.coordinator))
+    assert (error.code, error.remedy) == ("no-study", "Propose one: coordinator propose.")
