@@ -112,7 +112,8 @@ HOME = click.option("--home", type=FOLDER, required=True, help="The coordinator'
 def deploy(home: Path, crons: tuple[tuple[str, str], ...], webhook_file: Path | None) -> None:
     """Make or renew the schedules of this study on its Prefect server.
 
-    The study runs, or continues after a crash, every 15 minutes until it is released; its budget report is weekly.
+    The study runs, or continues after a crash, every 15 minutes until it is released; its audit
+    is nightly, its budget report weekly.
     Repeat the command after a change: it never makes anything twice, and a schedule that was paused stays paused.
     `consilium coordinator serve` runs what is due. Every client of the server can read a webhook's address.
     """

@@ -114,9 +114,10 @@ def test_deploying_twice_makes_everything_once(project: ProjectFile, home: Path)
 
     first = asyncio.run(apply())
     second = asyncio.run(apply())
-    assert first[1:] == (2, len(NOTICES), [True])
-    assert second[1:] == (2, len(NOTICES), [False]), "what was paused stays paused"
+    assert first[1:] == (3, len(NOTICES), [True])
+    assert second[1:] == (3, len(NOTICES), [False]), "what was paused stays paused"
     assert f"deployment scheduled-study/study-{study[:12]}: 0 2 * * * (paused)" in second[0]
+    assert f"deployment audit/audit-{study[:12]}: 30 3 * * *" in second[0]
 
 
 @pytest.mark.usefixtures("prefect_settings")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import rfc8785
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.canonical import canonical_bytes, is_canonical
@@ -25,6 +25,7 @@ def reference(value: dict[str, object]) -> bytes | None:
         return None
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no finding
 @given(st.dictionaries(KEYS, VALUES, max_size=5))
 def test_the_quick_encoder_and_the_reference_agree_byte_for_byte(value: dict[str, object]) -> None:
     expected = reference(value)
