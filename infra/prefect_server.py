@@ -5,7 +5,9 @@ Nothing here imports Prefect: its settings come from the environment and are rea
 
 from __future__ import annotations
 
+import base64
 import os
+import ssl
 import sys
 import time
 import urllib.error
@@ -145,14 +147,14 @@ def prefect_client_environment(
     )
 
 
-def wait_for_api(api_url: str, timeout_seconds: float = 60.0) -> None:
-    """Waits until the server at `api_url` answers its health check.
+def wait_for_api(api_url: str, timeout_seconds: float = 60.0, password: str | None = None) -> None:
+    """Waits until the server at `api_url` answers its health check; `password` as in `is_healthy`.
 
     Raises:
         OperationError: `prefect-unreachable`.
     """
     deadline = time.monotonic() + timeout_seconds
-    while not is_healthy(api_url):
+    while not is_healthy(api_url, password):
         if time.monotonic() > deadline:
             raise OperationError(
                 "prefect-unreachable",
@@ -216,12 +218,22 @@ def proxies_for(url: str) -> urllib.request.ProxyHandler:
     return urllib.request.ProxyHandler({}) if _is_loopback(url) else urllib.request.ProxyHandler()
 
 
-def is_healthy(api_url: str) -> bool:
-    """Says whether the server at `api_url` answers its health check."""
+def is_healthy(api_url: str, password: str | None = None, authority: str | None = None) -> bool:
+    """Says whether the server at `api_url` answers its health check.
+
+    Args:
+        password: ``name:token`` for the proxy in front of the server, which lets nobody in without it.
+        authority: File with the authority of the proxy's certificate; by default the system's, or ``SSL_CERT_FILE``.
+    """
     if not api_url.startswith(("http://", "https://")):
         return False
+    request = urllib.request.Request(f"{api_url}/health")  # noqa: S310  the scheme was looked at above
+    if password is not None:
+        # Not for whoever a redirect leads to.
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
     try:
-        with urllib.request.build_opener(proxies_for(api_url)).open(f"{api_url}/health", timeout=2) as answer:
+        https = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=authority))
+        with urllib.request.build_opener(proxies_for(api_url), https).open(request, timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False

@@ -118,12 +118,22 @@ def enter_site_environment(home: Path, settings: SiteSettings) -> None:
     Raises:
         OperationError: `token-unreadable`, `prefect-unreachable`.
     """
-    if settings.token_file is not None:
-        # Prefect sends "name:token" with every request; the proxy takes it off.
-        os.environ["PREFECT_API_AUTH_STRING"] = f"{settings.name}:{_read_token(home / settings.token_file)}"
+    password = proxy_password(home, settings)
+    if password is not None:
+        # Prefect sends it with every request; the proxy takes it off.
+        os.environ["PREFECT_API_AUTH_STRING"] = password
     if settings.ca_file is not None:
         os.environ["PREFECT_API_SSL_CERT_FILE"] = os.environ["SSL_CERT_FILE"] = str(home / settings.ca_file)
     enter_participant_environment(home, settings.prefect_api_url)
+
+
+def proxy_password(home: Path, settings: SiteSettings) -> str | None:
+    """Returns ``name:token`` for the coordinator's proxy, None without a proxy.
+
+    Raises:
+        OperationError: `token-unreadable`.
+    """
+    return f"{settings.name}:{_read_token(home / settings.token_file)}" if settings.token_file is not None else None
 
 
 def _read_token(path: Path) -> str:
@@ -159,4 +169,4 @@ def enter_participant_environment(home: Path, prefect_api_url: str) -> None:
     wanted = prefect_client_environment(address, home / "prefect") | _ONE_THREAD | _NO_TELEMETRY | _NO_PICKLE
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
-    wait_for_api(address, timeout_seconds=15)
+    wait_for_api(address, timeout_seconds=15, password=os.environ.get("PREFECT_API_AUTH_STRING"))

@@ -14,9 +14,9 @@ from typing import Any
 from infra.homes import coordinator_store, fingerprint, read_identity, site_store
 from infra.prefect_server import is_healthy, proxies_for
 from infra.services import is_answering
-from infra.settings import load_settings
+from infra.settings import load_settings, proxy_password
 from schemas.canonical import parse_canonical, sha256_hex
-from schemas.errors import ConsiliumError
+from schemas.errors import ConsiliumError, OperationError
 from schemas.layout import approval_key, plan_key, release_key, round_key
 from schemas.options import CoordinatorSettings, SiteSettings
 from schemas.plan import StudyPlan
@@ -41,10 +41,19 @@ def site_status(home: Path) -> dict[str, Any]:
         "agent": "running" if is_held(home / "agent.lock") else "stopped",
         "paused": settings.paused,
         "store": stored,
-        "prefect": "answers" if is_healthy(settings.prefect_api_url) else "does not answer",
+        "prefect": _server_of_site(home, settings),
         "budget": {"epsilon": settings.epsilon, "delta": settings.delta},
         "studies": [_study_of_site(settings, store, study) for study in settings.studies],
     }
+
+
+def _server_of_site(home: Path, settings: SiteSettings) -> str:
+    try:
+        password = proxy_password(home, settings)
+    except OperationError as error:
+        return error.code
+    authority = str(home / settings.ca_file) if settings.ca_file is not None else None
+    return "answers" if is_healthy(settings.prefect_api_url, password, authority) else "does not answer"
 
 
 def coordinator_status(home: Path) -> dict[str, Any]:

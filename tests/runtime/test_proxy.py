@@ -11,55 +11,25 @@ import ssl
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from http.client import HTTPSConnection
-from ipaddress import IPv4Address
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from prefect.client.orchestration import get_client
 
 from flows.dispatch import dispatch, wait_for_end
-from infra.prefect_server import PrefectServer, prefect_client_environment
+from infra.prefect_server import PrefectServer, is_healthy, prefect_client_environment
 from infra.processes import find_free_port, start_process
 from infra.proxy.config import ProxyOptions, write_proxy
 from schemas.errors import OperationError
 from site_agents.worker import ensure_site_deployments, ensure_site_pool
+from tests.consortium.tls import write_certificate
 from tests.runtime.site_process import make_flows
 from tests.runtime.waiting import wait_until
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
-
-
-def _certificate(folder: Path) -> tuple[Path, Path]:
-    """Makes a certificate for 127.0.0.1 that is its own authority."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "consilium test")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / "tls.pem", folder / "tls-key.pem"
-    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    encoded = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    paths[1].write_bytes(encoded)
-    return paths
 
 
 @dataclass(frozen=True)
@@ -97,7 +67,7 @@ def proxy(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("proxy")
     for parent in [folder, *folder.parents][:3]:  # nginx' worker is another user where the tests run as root
         parent.chmod(0o711)
-    certificate, key = _certificate(folder)
+    certificate, key = write_certificate(folder)
     port = find_free_port()
     sites = [f"site-{uuid4().hex[:8]}", f"site-{uuid4().hex[:8]}"]
     options = ProxyOptions(f"127.0.0.1:{port}", server.ui_url, certificate, key)
@@ -163,6 +133,15 @@ def test_an_agent_works_through_the_proxy_with_its_token(proxy: Proxy, server: P
     seen = (proxy.folder / "access.log").read_text()
     assert proxy.site in seen
     assert proxy.token(proxy.site) not in seen
+
+
+@needs_nginx
+def test_the_check_at_an_agents_start_shows_the_token_and_knows_the_authority(proxy: Proxy) -> None:
+    password, authority = f"{proxy.site}:{proxy.token(proxy.site)}", str(proxy.authority)
+    assert is_healthy(proxy.api_url, password, authority)
+    assert not is_healthy(proxy.api_url, None, authority)
+    assert not is_healthy(proxy.api_url, f"{proxy.site}:guessed", authority)
+    assert not is_healthy(proxy.api_url, password)
 
 
 @needs_nginx
