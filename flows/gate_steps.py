@@ -35,8 +35,8 @@ from tasks.tracking.review import (
     verify_weights,
     withdraw_released,
 )
-from tasks.tracking.target import TrackingTarget
-from tasks.tracking.vocabulary import RELEASED, release_tags
+from tasks.tracking.target import TrackingTarget, page_address
+from tasks.tracking.vocabulary import RELEASED, model_name, release_tags
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,10 @@ def describe_gate(context: CoordinatorContext, state: GateState) -> str:
         given = state.standing.get(reviewer.name)
         row = ("nothing yet", "", "") if given is None else (given.decision, given.time, " ".join(given.reason.split()))
         lines.append(f"| {reviewer.name} | {' | '.join(part.replace('|', '/') for part in row)} |")
-    return "\n".join([f"**{state_words(context, state)}**", "", *lines, *(f"\n- {note}" for note in state.notes)])
+    notes = [f"\n- {note}" for note in state.notes]
+    if page := page_address(tracking_target(context), f"models/{model_name(plan)}"):
+        notes.append(f"\n[The model's versions in MLflow]({page})")
+    return "\n".join([f"**{state_words(context, state)}**", "", *lines, *notes])
 
 
 def state_words(context: CoordinatorContext, state: GateState) -> str:

@@ -116,10 +116,16 @@ class StudyPage:
     """The summary on the study's own flow run: one text and one progress bar, rewritten after every round, and a table
     of what every site has been charged, whose earlier versions stay."""
 
-    def __init__(self, plan: StudyPlan) -> None:
-        """Takes the present flow run as the study's."""
+    def __init__(self, plan: StudyPlan, mlflow: str = "") -> None:
+        """Takes the present flow run as the study's.
+
+        Args:
+            plan: The study plan.
+            mlflow: Address of the study's page in MLflow; empty where it has none.
+        """
         run = FlowRunContext.get()
         self._plan = plan
+        self._mlflow = mlflow
         self._flow_run = run.flow_run.id if run is not None and run.flow_run is not None else None
         self._artifact: UUID | None = None
         self._progress: UUID | None = None
@@ -169,7 +175,7 @@ class StudyPage:
             key=study_name(self._plan.study).replace(" ", "-"),
             type="markdown",
             description=f"{self._plan.title} {len(self._rounds)} rounds so far" if not result else self._plan.title,
-            data=describe_study(self._plan, self._rounds.values(), result),
+            data=describe_study(self._plan, self._rounds.values(), result, self._mlflow),
             flow_run_id=self._flow_run,
         )
         self._artifact = await _write(self._artifact, page)
@@ -213,12 +219,18 @@ def describe_round(plan: StudyPlan, facts: RoundFacts, codes: Mapping[str, str])
     return "\n".join(lines)
 
 
-def describe_study(plan: StudyPlan, rounds: Iterable[RoundFacts], result: str) -> str:
-    """Returns the study so far in words (Markdown); `result` says what was released, empty before that."""
+def describe_study(plan: StudyPlan, rounds: Iterable[RoundFacts], result: str, mlflow: str = "") -> str:
+    """Returns the study so far in words (Markdown).
+
+    Args:
+        result: What was released; empty before that.
+        mlflow: Address of the study's page in MLflow; empty where it has none.
+    """
     rows = "\n".join(_row(facts) for facts in sorted(rounds, key=lambda facts: facts.round))
     head = "| round | in the sum | dropped | largest ε under collusion | against outsiders | seconds |"
     table = f"{head}\n|---|---|---|---|---|---|\n{rows}"
-    return "\n\n".join([f"# {plan.title}", result or "Not released yet.", table, "---", describe_plan(plan)])
+    link = [f"[The study in MLflow]({mlflow})"] if mlflow else []
+    return "\n\n".join([f"# {plan.title}", result or "Not released yet.", *link, table, "---", describe_plan(plan)])
 
 
 def _headline(plan: StudyPlan, facts: RoundFacts) -> str:

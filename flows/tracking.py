@@ -19,7 +19,7 @@ from tasks.tracking.release import record_release, tag_release, tell_study
 from tasks.tracking.rounds import RoundFacts, derive_round_metrics, record_round
 from tasks.tracking.story import Story
 from tasks.tracking.study import close_study, describe_software, open_study
-from tasks.tracking.target import TrackingTarget
+from tasks.tracking.target import TrackingTarget, page_address
 from tasks.tracking.vocabulary import release_tags
 
 
@@ -32,10 +32,11 @@ class Tracker:
 
     def __init__(self, context: CoordinatorContext) -> None:
         """Opens the study; the present flow run is the study's."""
-        self.page = StudyPage(context.plan)
         self._context = context
         self._target = TrackingTarget(context.settings.mlflow_uri, context.settings.artifacts)
         self._run = open_study(self._target, context.plan, describe_software(), current_run_url())
+        page = f"experiments/{self._run.experiment_id}/runs/{self._run.run_id}"
+        self.page = StudyPage(context.plan, page_address(self._target, page))
         self._history: list[EpsilonAtRound] = []
         self._rounds: list[RoundFacts] = []
 

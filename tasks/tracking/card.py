@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from schemas.contract import Column
 from schemas.messages import ModelRelease
 from schemas.plan import StudyPlan, update_length
-from tasks.tracking.story import largest
+from tasks.tracking.rounds import RoundFacts
+from tasks.tracking.story import largest, link_flow_run, show_plot
 from tasks.tracking.vocabulary import model_name
 
 CARD = "model-card.md"
@@ -38,11 +39,36 @@ def write_card(plan: StudyPlan, release: ModelRelease, attacks: Mapping[str, flo
     )
 
 
-def describe_version(card: str, summary: str) -> str:
-    """Returns the version's description: the card if MLflow can keep it, otherwise `summary` and where the card is."""
-    if len(card) <= LONGEST_DESCRIPTION:
-        return card
-    return f"{summary}\n\nThe whole card is the artifact `{CARD}` of the study's run."[:LONGEST_DESCRIPTION]
+def describe_version(card: str, summary: str, first: str = "") -> str:
+    """Returns the version's description: the card if MLflow can keep it, otherwise `summary` and where the card is.
+
+    Args:
+        first: What a reviewer must see without scrolling, from `first_screen`.
+    """
+    whole = f"{first}\n\n{card}" if first else card
+    if len(whole) <= LONGEST_DESCRIPTION:
+        return whole
+    rest = f"{summary}\n\nThe whole card is the artifact `{CARD}` of the study's run."
+    return (f"{first}\n\n{rest}" if first else rest)[:LONGEST_DESCRIPTION]
+
+
+def first_screen(result: str, plan: StudyPlan, rounds: Sequence[RoundFacts], run_id: str, flow_run: str) -> str:
+    """Returns the result, who took part and the ROC, short enough for one screen (Markdown).
+
+    Args:
+        run_id: The parent run, which holds the plot; empty leaves the plot out.
+        flow_run: Address of the study's page in Prefect; empty leaves the link out.
+    """
+    plot = show_plot("plots/roc.png", run_id) if run_id else ""
+    return "\n\n".join(part for part in (result, _took_part(plan, rounds), plot, link_flow_run(flow_run)) if part)
+
+
+def _took_part(plan: StudyPlan, rounds: Sequence[RoundFacts]) -> str:
+    if not rounds:
+        return f"**Sites:** {', '.join(site.name for site in plan.contributors)}."
+    inside = {site.name: sum(site.name in facts.participants for facts in rounds) for site in plan.contributors}
+    sites = ", ".join(f"{site} ({count})" for site, count in inside.items())
+    return f"**Who took part**, in how many of {len(rounds)} opened sums: {sites}."
 
 
 def _use(plan: StudyPlan) -> str:

@@ -19,14 +19,14 @@ from schemas.messages import LogPosition, ModelRelease
 from schemas.plan import StudyPlan, feature_count
 from tasks.metrics import EvaluationMetrics
 from tasks.tracking.allowed import STUDY_ARTIFACTS, verify_names
-from tasks.tracking.card import CARD, describe_version, write_card
+from tasks.tracking.card import CARD, describe_version, first_screen, write_card
 from tasks.tracking.network import build_network
 from tasks.tracking.plots import EpsilonAtRound, draw_plots
 from tasks.tracking.review import previous_released
 from tasks.tracking.rounds import RoundFacts
-from tasks.tracking.story import STORY, Story, compare_with, shorten, tell_story
-from tasks.tracking.study import StudyRun, remember_flow_run
-from tasks.tracking.target import TrackingTarget, common_tags, connect
+from tasks.tracking.story import STORY, Story, compare_with, largest, shorten, tell_story
+from tasks.tracking.study import StudyRun, describe_plan, remember_flow_run
+from tasks.tracking.target import TrackingTarget, common_tags, connect, local_page
 from tasks.tracking.vocabulary import CANDIDATE, model_name
 
 
@@ -77,11 +77,17 @@ def record_release(
     started_ms = client.get_run(run.run_id).info.start_time
     client.log_batch(run.run_id, metrics=_release_metrics(release, started_ms), synchronous=True)
     version = _find_version(client, plan) or _register(client, run, plan, weights, release)
+    result = describe_release(plan, release, version)
+    shown = run.run_id if "plots/roc.png" in plots else ""
+    first = first_screen(result, plan, rounds, shown, remember_flow_run(client, run.run_id, ""))
     client.update_model_version(
-        model_name(plan), version, description=describe_version(card, _describe_version(plan, release))
+        model_name(plan), version, description=describe_version(card, _describe_version(plan, release), first)
+    )
+    client.set_experiment_tag(
+        run.experiment_id, "mlflow.note.content", _describe_experiment(plan, release, version, bool(shown))
     )
     story = Story(
-        result=describe_release(plan, release, version),
+        result=result,
         rounds=rounds,
         plots=[path for path in ("plots/roc.png", "plots/epsilon.png", "plots/calibration.png") if path in plots],
         previous=previous,
@@ -210,6 +216,16 @@ def describe_release(plan: StudyPlan, release: ModelRelease, version: str) -> st
     """Returns what was released in words (Markdown)."""
     heading = f"**Released as `{model_name(plan)}` version {version}**, alias `{CANDIDATE}`."
     return f"{heading} {_describe_result(plan, release)}"
+
+
+def _describe_experiment(plan: StudyPlan, release: ModelRelease, version: str, has_roc: bool) -> str:
+    """Returns the experiment's description: its first line, which is all that MLflow unfolds, leads to the version."""
+    auc = dict(release.metrics).get("auc")
+    quality = f"AUC {float(auc):.3f}, " if auc is not None else ""
+    cost = f"ε at most {largest(release.epsilon, 'collusion'):g} of {plan.budget.epsilon}"
+    words = f"{'ROC, ' if has_roc else ''}who took part, model card"
+    page = local_page(f"models/{model_name(plan)}/versions/{version}")
+    return f"{quality}{cost}: [{words}]({page})\n\n{describe_plan(plan)}"
 
 
 def _describe_version(plan: StudyPlan, release: ModelRelease) -> str:

@@ -48,9 +48,9 @@ def tell_story(plan: StudyPlan, story: Story, run_id: str = "") -> str:
     Args:
         run_id: The parent run, for plots that MLflow shows inside its description; empty leaves the plots out.
     """
-    parts = [story.result, _link(story.flow_run)]
+    parts = [story.result, link_flow_run(story.flow_run)]
     if run_id:
-        parts += [f"![{path}](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})" for path in story.plots]
+        parts += [show_plot(path, run_id) for path in story.plots]
     parts += [
         _participants(plan, story.rounds),
         _dropped(story.rounds),
@@ -101,7 +101,13 @@ def _interval(values: Mapping[str, str], name: str) -> str:
     return value
 
 
-def _link(flow_run: str) -> str:
+def show_plot(path: str, run_id: str) -> str:
+    """Returns a plot of a run as MLflow's pages show it inside a description (Markdown)."""
+    return f"![{path}](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})"
+
+
+def link_flow_run(flow_run: str) -> str:
+    """Returns the link to the study's page in Prefect (Markdown); empty where there is none."""
     return f"[The study's flow run in Prefect]({flow_run})" if flow_run else ""
 
 

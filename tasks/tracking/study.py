@@ -132,9 +132,7 @@ def _open_experiment(client: Any, target: TrackingTarget, plan: StudyPlan) -> st
         return str(found[0].experiment_id)
     name = f"{plan.title} [{plan.study[:12]}]"
     location = f"{target.artifact_uri}/{plan.study[:16]}" if target.artifact_uri else None
-    # The kind makes MLflow open its pages for trained models, not those for language models.
     tags = {"consilium.study": plan.study, "mlflow.note.content": describe_plan(plan)}
-    tags["mlflow.experimentKind"] = "custom_model_development"
     return str(client.create_experiment(name, artifact_location=location, tags=tags))
 
 

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from schemas.plan import StudyPlan
 
@@ -60,6 +61,23 @@ def connect(target: TrackingTarget) -> Any:
     mlflow.set_tracking_uri(target.tracking_uri)
     mlflow.set_registry_uri(target.tracking_uri)
     return MlflowClient(tracking_uri=target.tracking_uri, registry_uri=target.tracking_uri)
+
+
+def page_address(target: TrackingTarget, page: str) -> str:
+    """Returns the address of a page of an MLflow server, e.g. ``models/NAME/versions/1``.
+
+    Empty where MLflow has no server, or where its address holds a password.
+    """
+    parts = urlsplit(target.tracking_uri)
+    if parts.scheme not in ("http", "https") or parts.username is not None or parts.password is not None:
+        return ""
+    return f"{target.tracking_uri.rstrip('/')}/{local_page(page)}"
+
+
+def local_page(page: str) -> str:
+    """Returns a page of MLflow as a link on another of its pages."""
+    # Without the workflow MLflow may show the menu for language models, which lacks the registry.
+    return f"#/{page}?workflowType=machine_learning"
 
 
 def common_tags(plan: StudyPlan) -> dict[str, str]:

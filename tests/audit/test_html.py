@@ -19,6 +19,7 @@ from tasks.audit.html.parts import paragraph, table
 from tasks.audit.keys import read_public_keys
 from tasks.audit.verify import CHECKS, open_evidence, verify_context
 from tests.audit.released import make_released_study
+from tests.browser.chromium import open_page
 from tests.conftest import FinishedStudy
 
 SECTIONS = (
@@ -159,3 +160,20 @@ def test_chromium_shows_every_section_of_the_report(page: str, tmp_path: Path) -
     assert reader.loads == []
     assert {*SECTIONS, *QUICK} <= reader.ids
     assert done.stdout.count("<svg") == 3
+
+
+def test_a_reader_sees_verdict_plots_and_regulations_and_the_page_asks_nobody_for_anything(
+    page: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page)
+    with open_page() as (tab, hosts):
+        asked: list[str] = []
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(path.as_uri())
+        for section in SECTIONS:
+            assert tab.locator(f"#{section}").is_visible(), section
+        assert [plot.is_visible() for plot in tab.locator("svg").all()] == [True] * 3
+        assert tab.get_by_text("GDPR Article 35").first.is_visible()
+    assert asked == [path.as_uri()]
+    assert hosts == set()

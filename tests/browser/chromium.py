@@ -26,7 +26,7 @@ def open_page() -> Iterator[tuple[Any, set[str]]]:
         parts = urlsplit(route.request.url)
         if parts.scheme in ("http", "https", "ws", "wss"):
             hosts.add(str(parts.hostname))
-        if parts.scheme in ("data", "blob", "about") or parts.hostname == "127.0.0.1":
+        if parts.scheme in ("data", "blob", "about", "file") or parts.hostname == "127.0.0.1":
             route.continue_()
         else:
             route.abort()
@@ -35,8 +35,8 @@ def open_page() -> Iterator[tuple[Any, set[str]]]:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         try:
             page = browser.new_page(viewport={"width": 1300, "height": 1400})
-            page.set_default_timeout(PATIENCE_MS)
-            page.route("**/*", decide)
+            page.context.route("**/*", decide)
+            page.context.set_default_timeout(PATIENCE_MS)
             yield page, hosts
         finally:
             browser.close()

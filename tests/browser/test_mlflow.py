@@ -32,23 +32,49 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StudyPlan, 
         yield plan, server.address
 
 
-def test_in_model_training_three_clicks_lead_to_epsilon_roc_and_who_took_part(told: tuple[StudyPlan, str]) -> None:
+def test_three_clicks_lead_to_epsilon_the_roc_and_who_took_part_without_scrolling(told: tuple[StudyPlan, str]) -> None:
     plan, address = told
     with open_page() as (page, hosts):
         page.goto(address)
-        page.get_by_text("Model training", exact=True).first.click()
-        page.get_by_text(plan.title).first.click(no_wait_after=True)
+        clicks = (
+            page.get_by_text("Model training", exact=True).first,
+            page.get_by_text(plan.title).first,
+            page.get_by_text("ROC, who took part, model card").first,
+        )
+        for click in clicks[:-1]:
+            click.click(no_wait_after=True)
+        with page.expect_popup() as opened:
+            clicks[-1].click()
+        version = opened.value
+        shown = [version.get_by_text(words).first for words in ("ε = 2.5 under", "Who took part", "west (0)")]
+        roc = version.locator("img[src*='roc.png']")
+        shown.append(roc)
+        for part in shown:
+            part.wait_for()
+        version.wait_for_function("e => e.complete && e.naturalWidth > 100", arg=roc.element_handle())
+        height = version.viewport_size["height"]
+        boxes = [part.bounding_box() for part in shown]
+        text = version.locator("body").inner_text()
+    assert len(clicks) <= 3
+    assert all(box["y"] >= 0 and box["y"] + box["height"] <= height for box in boxes)
+    assert "AUC 0.951" in text
+    assert "east (2)" in text
+    assert hosts == {"127.0.0.1"}
+
+
+def test_the_runs_page_tells_the_whole_story(told: tuple[StudyPlan, str]) -> None:
+    plan, address = told
+    with open_page() as (page, hosts):
+        page.goto(f"{address}/#/experiments/1?workflowType=machine_learning")
         page.get_by_text(f"study {plan.study[:12]}").first.click(no_wait_after=True)
         page.get_by_text("Released as").first.wait_for()
-        text = page.locator("body").inner_text()
         page.get_by_text("Show more").first.click()
         roc = page.locator("img[src*='roc.png']")
         roc.wait_for()
         page.wait_for_function("e => e.complete && e.naturalWidth > 100", arg=roc.element_handle())
         page.get_by_role("cell", name="failed: age-range").wait_for()
         whole = page.locator("body").inner_text()
-    assert "ε = 2.5 under the plan's collusion" in text
-    assert "AUC 0.951" in text
+    assert "ε = 2.5 under the plan's collusion" in whole
     for words in ("2 of 2", "west (silent)", "No attack evaluation was logged", plan.purpose, "flow run in Prefect"):
         assert words in whole, words
     assert hosts == {"127.0.0.1"}

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from flows.pages import describe_study
 from schemas.messages import LogPosition
 from schemas.plan import StudyPlan
-from tasks.tracking.card import CARD, LONGEST_DESCRIPTION, describe_version, write_card
+from tasks.tracking.card import CARD, LONGEST_DESCRIPTION, describe_version, first_screen, write_card
 from tasks.tracking.story import LONGEST_NOTE, STORY, Story, compare_with, shorten, tell_story
+from tasks.tracking.target import TrackingTarget, page_address
 from tasks.tracking.vocabulary import release_tags
 from tests.tracking.studies import make_plan, make_release, train_facts
 
@@ -75,6 +79,32 @@ def test_a_card_that_the_registry_cannot_keep_is_an_artifact_and_says_so() -> No
     text = describe_version("x" * 6000, "summary")
     assert len(text) <= LONGEST_DESCRIPTION
     assert text == f"summary\n\nThe whole card is the artifact `{CARD}` of the study's run."
+    assert describe_version("x" * 6000, "summary", "**First**").startswith("**First**\n\nsummary")
+
+
+def test_the_first_screen_has_the_result_who_took_part_the_roc_and_the_flow_run() -> None:
+    plan = make_plan()
+    text = first_screen("**Released**", plan, _story(plan).rounds, "5f" * 16, "http://127.0.0.1:4200/runs/flow-run/1")
+    result, took_part, roc, link = text.split("\n\n")
+    assert result == "**Released**"
+    assert took_part == "**Who took part**, in how many of 2 opened sums: east (2), north (2), south (2), west (0)."
+    assert roc == f"![plots/roc.png](get-artifact?path=plots%2Froc.png&run_uuid={'5f' * 16})"
+    assert link.endswith("(http://127.0.0.1:4200/runs/flow-run/1)")
+    assert first_screen("none", plan, (), "", "") == "none\n\n**Sites:** east, north, south, west."
+
+
+@pytest.mark.parametrize(
+    ("uri", "address"),
+    [
+        ("http://mlflow.example:5000/", "http://mlflow.example:5000/#/models/m?workflowType=machine_learning"),
+        ("https://who:secret@mlflow.example", ""),
+        ("sqlite:////home/mlflow.db", ""),
+    ],
+)
+def test_prefects_pages_link_to_an_mlflow_server_and_to_no_file_or_password(uri: str, address: str) -> None:
+    assert page_address(TrackingTarget(uri), "models/m") == address
+    text = describe_study(make_plan(), [], "", address)
+    assert (f"[The study in MLflow]({address})" in text) == bool(address)
 
 
 def test_every_tag_of_the_vocabulary_is_explained_in_the_documents() -> None:
