@@ -55,9 +55,11 @@ def review_list(home: Path, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("model", "version", "alias", "rounds", "AUC", "epsilon", "review")
+    # No frame: the model's name, which the next command needs, must fit into a terminal of 80 columns unbroken.
+    model = Column("model", min_width=max((len(row["model"]) for row in rows), default=0))
+    table = Table(model, "version", "alias", "rounds", "AUC", "epsilon", "review", box=None, pad_edge=False)
     for row in rows:
         epsilon = f"{row['epsilon_collusion']} of {row['epsilon_limit']}"
         aliases = ", ".join(row["aliases"])
