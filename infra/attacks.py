@@ -12,7 +12,7 @@ from schemas.errors import OperationError
 from schemas.plan import StudyPlan
 
 if TYPE_CHECKING:
-    from tasks.attacks.figures import AttackReport
+    from tasks.attacks.figures import AttackReport, RateFigure, ReleasedMembership
     from tasks.contract.encoder import Cohort
 
 REPORT = "attacks.json"
@@ -69,6 +69,33 @@ def render_attacks(report: AttackReport) -> str:
         )
     lines += [f"Not run      {name}: {reason}" for name, reason in report.not_run.items()]
     return "\n".join(lines)
+
+
+def render_released(found: ReleasedMembership) -> str:
+    """Returns the table for a site's data steward; it holds exact figures and must not leave."""
+    value, low, high = found.auc
+    lines = [
+        f"Membership in the released model of study {found.study[:12]}, {found.site}",
+        f"{found.members} training patients (in {found.rounds_in} of {found.rounds} rounds) against {found.others} "
+        f"held out; epsilon {found.epsilon:g}, delta {found.delta:g}",
+        "",
+        "                              measured   95 % interval      epsilon allows   (an area of 0.5 is blind)",
+        f"area under the ROC            {value:8.4f}   {low:.4f} - {high:.4f}   {found.auc_bound:8.4f}",
+        *(_rate_line(rate) for rate in found.rates),
+        "",
+    ]
+    if any(rate.above_bound for rate in found.rates):
+        lines.append("ABOVE what epsilon allows: chance does it rarely. Tell the hospital's privacy officer.")
+    lines += ["STAYS IN THIS HOSPITAL.", found.notice]
+    return "\n".join(lines)
+
+
+def _rate_line(rate: RateFigure) -> str:
+    name = f"true positives at {rate.allowed * 100:g} % false"
+    if rate.tpr is None:
+        return f"{name:29} not measured ({rate.not_measured})"
+    value, low, high = rate.tpr
+    return f"{name:29} {value:8.4f}   {low:.4f} - {high:.4f}   {rate.bound:8.4f}{'   ABOVE' * rate.above_bound}"
 
 
 def _plan_of(plan_file: Path | None, home: Path | None) -> StudyPlan:

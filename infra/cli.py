@@ -21,6 +21,7 @@ from infra.commands.deploy import deploy, proxy, serve
 from infra.commands.model import model
 from infra.commands.modes import study_modes
 from infra.commands.review import review
+from infra.commands.site_attack import site_attack
 from infra.commands.statistics import statistics
 from infra.commands.study import study_check, study_init, study_run
 from schemas.errors import ConsiliumError, OperationError
@@ -230,6 +231,7 @@ main.add_command(review)
 main.add_command(contract)
 main.add_command(statistics)
 site.add_command(site_contract)
+site.add_command(site_attack)
 
 
 if __name__ == "__main__":

@@ -161,6 +161,21 @@ def weights_safetensors(plan: StudyPlan, state: ModelState) -> bytes:
     return len(head).to_bytes(8, "little") + head + state.weights.astype("<f4").tobytes()
 
 
+def parse_weights(plan: StudyPlan, data: bytes) -> FloatVector:
+    """Parses `weights_safetensors` of this plan's study: float64 (P,) holding float32 values.
+
+    Raises:
+        EvidenceError: `malformed` for anything that re-encoding would not reproduce.
+    """
+    size = 4 * update_length(plan)
+    if len(data) < size:
+        raise EvidenceError("malformed", "Expected the released weights of this study: the file is too short.")
+    weights = np.frombuffer(data[len(data) - size :], "<f4").astype(np.float64)
+    if weights_safetensors(plan, ModelState(plan.study, 0, weights, weights, weights, 1.0, 1.0)) != data:
+        raise EvidenceError("malformed", "Expected the released weights of this study: the encoding differs.")
+    return weights
+
+
 def _sgd(spec: OptimizerSpec, state: ModelState, gradient: FloatVector) -> ModelState:
     weights = state.weights - float(spec.learning_rate) * gradient
     return ModelState(state.study, state.steps + 1, weights, state.first, state.second, 1.0, 1.0)

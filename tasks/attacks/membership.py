@@ -48,6 +48,14 @@ def epsilon_bound(epsilon: float, delta: float, false_positive_rate: float) -> f
     return min(1.0, math.exp(epsilon) * false_positive_rate + delta)
 
 
+def area_bound(epsilon: float, delta: float) -> float:
+    """Returns the largest area under an attack's ROC: below TPR <= e^epsilon FPR + delta and its mirror image."""
+    corner = (1.0 - delta) / (1.0 + math.exp(epsilon))
+    first = corner * (delta + 1.0 - corner) / 2.0
+    second = (1.0 - delta - corner) * (2.0 - corner) / 2.0
+    return min(1.0, first + second + delta)
+
+
 def infer_membership(
     plan: StudyPlan, cohort: Cohort, models: int, stream: NoiseStream, protected: bool = True
 ) -> MembershipFigures:
@@ -106,12 +114,12 @@ def _figures(members: FloatArray, others: FloatArray) -> MembershipFigures:
     for rate in FALSE_POSITIVE_RATES:
         # The threshold lets at most that share of non-members through.
         threshold = order[-1 - math.floor(rate * len(order))]
-        rates.append((rate, *_interval(int((members > threshold).sum()), len(members))))
+        rates.append((rate, *wilson_interval(int((members > threshold).sum()), len(members))))
     return MembershipFigures(float(below.mean() / (2 * len(order))), tuple(rates), len(order))
 
 
-def _interval(hits: int, tries: int) -> tuple[float, float, float]:
-    """Returns rate and Wilson's 95 % interval."""
+def wilson_interval(hits: int, tries: int) -> tuple[float, float, float]:
+    """Returns the rate and Wilson's 95 % interval."""
     z = NormalDist().inv_cdf(0.975)
     rate, scale = hits / tries, 1 + z * z / tries
     centre = (rate + z * z / (2 * tries)) / scale

@@ -28,6 +28,7 @@ COMMANDS = [
     ["site", "run"],
     ["site", "budget"],
     ["site", "contract", "check"],
+    ["site", "attack"],
     ["contract", "show"],
     ["contract", "suite"],
     ["coordinator", "run"],
