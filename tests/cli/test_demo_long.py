@@ -36,7 +36,8 @@ def test_a_study_finishes_without_an_agent_that_died_for_good(tmp_path: Path, mo
     assert [victim, "silent"] in summary["dropped"]["3"]
     assert summary["audit"]["passed"] is True
     assert summary["audit"]["failed"] == 0
-    assert summary["audit"]["not_applicable"] == 1
+    # The site that was gone at the end (C11); nobody decided (C32), MLflow was not looked at (C33), no question (C34).
+    assert summary["audit"]["not_applicable"] == 4
 
 
 def test_a_table_that_breaks_its_contract_leaves_a_refusal_in_the_summary(tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from site_agents.home import open_home
 from site_agents.questioning import Questioning
 from site_agents.release import SiteAnswer
 from site_agents.round import SiteRound
+from tasks.audit.html.page import render_page
 from tasks.audit.keys import PublicKeys, public_keys_document
 from tasks.audit.report import AuditReport
-from tasks.audit.verify import verify_evidence
+from tasks.audit.verify import open_evidence, verify_evidence
 from tasks.ledger.budget import budget_state, describe_budget
 from tasks.privacy.accounting import exact
 from tasks.privacy.pure import gdp_cost_of_pure
@@ -94,6 +95,10 @@ def test_a_count_over_hospitals_is_answered_charged_and_closed(counted: Asked) -
     status = {result.check: result.status for result in report.results}
     assert {"C06", "C14", "C16", "C20", "C24", "C25", "C34"} <= {n for n, s in status.items() if s == "checked"}
     assert {status[n] for n in ("C21", "C22", "C23", "C26", "C29")} == {"not-applicable"}
+    page = render_page(open_evidence(evidence, None), report)
+    assert "<title>Audit: How many patients would qualify?</title>" in page
+    assert "Not shown" not in page
+    assert f"<td>{value}</td>" in page
 
     # A coordinator that rewrites the answer afterwards, manifest and all, is named.
     lie = answer.model_copy(update={"figures": ((name, str(float(value) + 1), low, high),)})

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tasks.audit.context import AuditContext
 from tasks.audit.html.parts import Markup, paragraph, section, text
+from tasks.audit.html.question import show_answer, show_charges, show_question
 from tasks.audit.html.regulations import show_regulations
 from tasks.audit.html.sections import (
     show_checks,
@@ -76,31 +77,11 @@ def render_page(context: AuditContext, report: AuditReport) -> str:
     Returns:
         A whole HTML document without any reference to another file.
     """
-    title = report.headline.title if report.headline is not None else "Study"
-    shown = [
-        show_verdict(report),
-        _safely("study", "The study and who took part", lambda: show_study(context)),
-        _safely("privacy", "Privacy", lambda: show_privacy(context)),
-        _safely("quality", "Quality", lambda: show_quality(context)),
-        _safely("rounds", "Rounds", lambda: show_rounds(context)),
-        _safely("contract", "Data contract", lambda: show_contract(context)),
-        _safely("reviews", "Review", lambda: show_reviews(context)),
-        _safely("regulations", "What regulations ask for", lambda: show_regulations(context)),
-        show_limits(report),
-        show_checks(report),
-    ]
-    names = (
-        "verdict",
-        "study",
-        "privacy",
-        "quality",
-        "rounds",
-        "contract",
-        "reviews",
-        "regulations",
-        "limits",
-        "checks",
-    )
+    title, sections = _title(context, report), _sections(context, report)
+    shown = [show_verdict(report)]
+    shown += [_safely(anchor, heading, show) for anchor, heading, show in sections]
+    shown += [show_limits(report), show_checks(report)]
+    names = ("verdict", *(anchor for anchor, _, _ in sections), "limits", "checks")
     links = "".join(f'<li><a href="#{name}">{name}</a></li>' for name in names)
     foot = paragraph(f"Written by {report.software}. Study {report.study or 'unknown'}.", "soft")
     return (
@@ -111,6 +92,38 @@ def render_page(context: AuditContext, report: AuditReport) -> str:
         f"<header><h1>Audit: {text(title)}</h1></header><nav><ul>{links}</ul></nav><main>{''.join(shown)}</main>"
         f"<footer>{foot}</footer></body></html>\n"
     )
+
+
+def _title(context: AuditContext, report: AuditReport) -> str:
+    if report.headline is not None:
+        return report.headline.title
+    return context.question.query.name if _is_question(context) and context.question is not None else "Study"
+
+
+def _is_question(context: AuditContext) -> bool:
+    try:
+        return context.question is not None
+    except AuditFailure:
+        return False
+
+
+def _sections(context: AuditContext, report: AuditReport) -> list[tuple[str, str, Callable[[], Markup]]]:
+    """Returns (anchor, heading, what shows it): a question has no model, so its report has other sections."""
+    if _is_question(context):
+        return [
+            ("question", "The question and who took part", lambda: show_question(context)),
+            ("answer", "Answer", lambda: show_answer(context, report)),
+            ("charges", "Privacy", lambda: show_charges(context)),
+        ]
+    return [
+        ("study", "The study and who took part", lambda: show_study(context)),
+        ("privacy", "Privacy", lambda: show_privacy(context)),
+        ("quality", "Quality", lambda: show_quality(context)),
+        ("rounds", "Rounds", lambda: show_rounds(context)),
+        ("contract", "Data contract", lambda: show_contract(context)),
+        ("reviews", "Review", lambda: show_reviews(context)),
+        ("regulations", "What regulations ask for", lambda: show_regulations(context)),
+    ]
 
 
 def _safely(anchor: str, title: str, show: Callable[[], Markup]) -> Markup:
