@@ -115,6 +115,10 @@ def ciphertexts_exchanged(forger: Forger) -> None:
     swap(forger, first, second)
 
 
+def deleted_sealed_share(forger: Forger) -> None:
+    forger.remove(ceremony_key(forger.study, 1, forger.sites[0], f"sealed-{forger.sites[1]}.bin"))
+
+
 def changed_plan(forger: Forger) -> None:
     budget = forger.plan.budget.model_copy(update={"epsilon": "30"})
     forger.write(plan_key(forger.study), canonical_bytes(forger.plan.model_copy(update={"budget": budget})))
@@ -303,6 +307,7 @@ LIST: dict[str, Tampering] = {
     "file of another study": Tampering("C03", file_of_another_study, "exactly one study"),
     "message in another encoding": Tampering("C04", other_encoding, "not in canonical form"),
     "exchanged ciphertexts": Tampering("C05", ciphertexts_exchanged, "is not what the signed message names"),
+    "deleted sealed share": Tampering("C05", deleted_sealed_share, "named by a signed message and is missing"),
     "changed plan": Tampering("C06", changed_plan, "its digest is not the study id that everybody approved"),
     "forged approval": Tampering("C07", forged_approval, "not signed by the pinned"),
     "deleted approval": Tampering("C07", deleted_approval, "is missing"),

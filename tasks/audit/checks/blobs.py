@@ -16,8 +16,14 @@ def check_blobs(context: AuditContext, findings: Findings) -> str:
     named: dict[str, str] = {}
     for item in context.items:
         with findings.at(item.path):
-            if not context.is_exempt(item):
-                named.update(_names(context, item))
+            if context.is_exempt(item):
+                continue
+            listed = dict(_names(context, item))
+            named.update(listed)
+            for path in listed:
+                # A site uploads what it names before the message that names it: a sealed share does not go unnoticed.
+                there = item.site is None or context.exists(path)
+                findings.expect(there, path, "is named by a signed message and is missing")
     for item in (*context.items, *context.omitted_items):
         if item.form != "blob" or item.kind == "bulk" or context.is_exempt(item):
             continue
