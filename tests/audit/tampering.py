@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from schemas.canonical import canonical_bytes, sha256_hex
@@ -112,10 +113,10 @@ class Forger:
             return context
         if not any("/ceremony/" in name for name in self.touched):
             for epoch in self.honest.epochs:
-                context.remember(("epoch", epoch), lambda epoch=epoch: self.honest.epoch(epoch), "")  # type: ignore[misc]
+                context.remember(("epoch", epoch), partial(self.honest.epoch, epoch), "")
         for owner in self.honest.participants:
             if not any(name.startswith(self.log_folder(owner)) for name in self.touched):
-                context.remember(("log", owner), lambda owner=owner: self.honest.log(owner), "")  # type: ignore[misc]
+                context.remember(("log", owner), partial(self.honest.log, owner), "")
         return context
 
     def results(self, *numbers: str) -> dict[str, CheckResult]:
