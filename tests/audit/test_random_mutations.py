@@ -4,8 +4,8 @@ The coordinator signs a new manifest over every change, so C02 never helps; and 
 derives, so C30 and C31 only count where the change is in their files. Exempt, because the change proves nothing wrong:
 
 - `manifest.json`: it is signed anew over any change. C02 finds a change by anybody else (`test_finished_study.py`).
-- One removed signature of those that a quorum spares (`SPARE`): a witness, a record's certificate, a list of checked
-  shares. As long as Q of them are there the claim stands; fewer fail (`test_eventful_study.py`, the tamper list).
+- One removed signature of those that a quorum spares (`SPARE`): a witness, or that a holder checked its shares. As long
+  as enough of them are there the claim stands; fewer witnesses than Q fail (`test_eventful_study.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tasks.audit.verify import CHECKS
 from tests.audit.tampering import Forger
 from tests.conftest import FinishedStudy
 
-SPARE = {"witness", "record-signature", "shares-checked"}
+SPARE = {"witness", "shares-checked"}
 ACCOUNTANTS = {"C27", "C28"}  # Seconds each; they read only what C24 to C26 read.
 ACTIONS = ("flip", "cut", "append", "delete", "rename", "swap", "overwrite", "edit")
 
@@ -162,3 +162,21 @@ def test_a_random_change_is_found_or_takes_away_only_what_a_quorum_spares(
         found = failing_check(forger)
         event(f"{action}: {found}")
         assert found is not None or irrelevant, f"{action} {name}"
+
+
+def test_a_removed_file_of_every_kind_is_missed_but_for_what_a_quorum_spares(
+    honest: AuditContext, finished_study: FinishedStudy, tmp_path: Path
+) -> None:
+    kinds: dict[str, str] = {}
+    for name in honest.evidence.paths:
+        item = parse_name(name)
+        kinds[item.kind if item is not None else name.split("/")[0]] = name
+    kinds.pop(MANIFEST)
+    unnoticed = set()
+    for kind, name in kinds.items():
+        forger = Forger(honest, finished_study.prepared, tmp_path / kind)
+        forger.remove(name)
+        forger.seal()
+        if failing_check(forger) is None:
+            unnoticed.add(kind)
+    assert unnoticed == SPARE
