@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from pathlib import Path
@@ -14,10 +15,15 @@ from prefect.context import FlowRunContext
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.context import open_coordinator
+from flows.gate_pass import pass_gate
+from flows.gate_steps import GateState
 from flows.lease import hold_study
 from flows.progress import Progress
 from flows.study import run_study
 from schemas.errors import ConsiliumError
+
+# A study that runs, is not released yet, or names no reviewer: the next run looks again.
+_NOTHING_TO_REVIEW = frozenset({"study-running", "not-a-candidate", "no-reviewers", "version-unknown"})
 
 _log = logging.getLogger("consilium.coordinator")
 
@@ -37,6 +43,25 @@ async def scheduled_study(home: str) -> State[Any]:
         return Failed(message=f"{error.code}: {error.message} {error.remedy} To act: {error.who_must_act}.")
     await _stop_schedule()
     return Completed(message="The study is released.")
+
+
+@flow(name="scheduled-review", persist_result=False)
+async def scheduled_review(home: str) -> State[Any]:
+    """Looks once for reviewers' signed decisions and does what follows; stops its schedule once they have decided."""
+    try:
+        state = await asyncio.to_thread(_pass_gate, Path(home))
+    except ConsiliumError as error:
+        if error.code in _NOTHING_TO_REVIEW:
+            return Completed(name="NothingToReview", message=f"{error.code}: {error.message}")
+        return Failed(message=f"{error.code}: {error.message} {error.remedy} To act: {error.who_must_act}.")
+    if state.outcome == "waiting":
+        return Completed(name="Waiting", message="Waiting for signed decisions.")
+    await _stop_schedule()
+    return Completed(message=f"The reviewers decided: {state.outcome}.")
+
+
+def _pass_gate(home: Path) -> GateState:
+    return pass_gate(home)[1]
 
 
 async def _stop_schedule() -> None:

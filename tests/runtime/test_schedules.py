@@ -114,8 +114,8 @@ def test_deploying_twice_makes_everything_once(project: ProjectFile, home: Path)
 
     first = asyncio.run(apply())
     second = asyncio.run(apply())
-    assert first[1:] == (3, len(NOTICES), [True])
-    assert second[1:] == (3, len(NOTICES), [False]), "what was paused stays paused"
+    assert first[1:] == (4, len(NOTICES), [True])
+    assert second[1:] == (4, len(NOTICES), [False]), "what was paused stays paused"
     assert f"deployment scheduled-study/study-{study[:12]}: 0 2 * * * (paused)" in second[0]
     assert f"deployment audit/audit-{study[:12]}: 30 3 * * *" in second[0]
 
@@ -154,6 +154,10 @@ def test_overlap_is_told_a_released_study_stops_and_low_budgets_are_posted(
         assert asyncio.run(_state(released))[0] == "COMPLETED", worker.log_tail(60)
         assert asyncio.run(_state(report))[0] == "COMPLETED", worker.log_tail(60)
         assert not any(asyncio.run(_schedules(study)))
+        review = asyncio.run(_start(f"scheduled-review/review-{study[:12]}"))
+        wait_until(lambda: _ended(review))
+        # The embedded study was never registered in MLflow: there is nothing that anybody could have decided about.
+        assert asyncio.run(_state(review)) == ("COMPLETED", "NothingToReview"), worker.log_tail(60)
         sites = {line.site for line in read_budgets(open_coordinator(home))}
         wait_until(lambda: {p["about"].rsplit(".", 1)[1] for p in hook.posted} == sites)
         assert {p["event"] for p in hook.posted} == {"consilium.budget.low"}
