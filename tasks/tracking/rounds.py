@@ -192,10 +192,12 @@ def _at(metrics: Mapping[str, float], facts: RoundFacts, step: int) -> list[Any]
 
 def _log_weights(client: Any, run: StudyRun, child: str, plan: StudyPlan, facts: RoundFacts, weights: bytes) -> None:
     """Logs the round's weights as a logged model whose only file is ``weights.safetensors``."""
-    from mlflow.entities import LoggedModelOutput
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     name = f"round-{facts.round:04d}"
-    if client.search_logged_models([run.experiment_id], filter_string=f"name = '{name}' and status = 'READY'"):
+    # The status is looked at here: MLflow on PostgreSQL keeps it as a number and takes no name for it in a search.
+    named = client.search_logged_models([run.experiment_id], filter_string=f"name = '{name}'")
+    if any(model.status == LoggedModelStatus.READY for model in named):
         return
     tags = {**common_tags(plan), "consilium.round": str(facts.round), "consilium.model_state": facts.model}
     model = client.create_logged_model(run.experiment_id, name=name, source_run_id=child, tags=tags)
