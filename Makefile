@@ -18,7 +18,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_NUM_THREADS ?= 1
 export DO_NOT_TRACK := true
 
-.PHONY: demo ui test test-long study-heart study-eicu fuzz bench bench-data lint format clean help
+CONSORTIUM ?= consortium
+CONSORTIUM_ARGS ?=
+
+.PHONY: consortium-up consortium-study consortium-down demo ui test test-long study-heart study-eicu fuzz bench bench-data lint format clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -38,6 +41,11 @@ test-long: $(VENV)/.installed-test
 # More than 100,000 mutated messages; the test command tries a few thousand.
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/secure_sum/test_fuzz.py --hypothesis-profile fuzz --timeout 7200 $(PYTEST_ARGS)
+
+# A coordinator with PostgreSQL, Prefect, MLflow, S3 and nginx, and four hospitals, as processes of this machine in the
+# folder CONSORTIUM; CONSORTIUM_ARGS="--store folder --rounds 5".
+consortium-up consortium-study consortium-down: consortium-%: $(VENV)/.installed-test
+	$(BIN)/python -m tests.consortium $* --folder "$(CONSORTIUM)" $(if $(filter up,$*),$(CONSORTIUM_ARGS))
 
 # Accuracy on many public splits with real encryption; DATA_DIR names the folder of the original files.
 study-heart: STUDY = uci-heart
