@@ -25,11 +25,12 @@ def read_proposed(home: Path, study: str) -> StudyPlan:
         study: The plan's digest, all 64 digits: the one thing that the coordinator must tell by a safe way.
 
     Raises:
-        PlanError: `not-in-plan`, `delta-too-large`, `plan-overspends`, `epsilon-above-site`, `plan-unreadable`.
+        PlanError: `not-in-plan`, `delta-too-large`, `split-changed`, `plan-overspends`, `epsilon-above-site`,
+            `plan-unreadable`.
         PeerError: `plan-changed`.
         OperationError: `no-such-plan`.
     """
-    from site_agents.policy import verify_delta
+    from site_agents.policy import SPLIT_KEY, verify_delta, verify_split
     from tasks.privacy.mechanism import verify_plan_within_budget
 
     settings = load_settings(SiteSettings, home / "config.json")
@@ -45,6 +46,8 @@ def read_proposed(home: Path, study: str) -> StudyPlan:
         raise PlanError("not-in-plan", f"The plan lists other keys for {settings.name}.", "Ask for a corrected plan.")
     for delta in (plan.budget.delta, settings.delta):
         verify_delta(delta, entry.declared_patients)
+    fixed = home / "outbox" / SPLIT_KEY
+    verify_split(fixed.read_bytes() if fixed.is_file() else None, plan.contract)
     verify_plan_within_budget(plan)
     if float(plan.budget.epsilon) > float(settings.epsilon):
         raise PlanError(

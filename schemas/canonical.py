@@ -23,7 +23,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 HexKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
 # Exact numbers travel as decimal strings: a float would not say which value was meant.
-Decimal = Annotated[str, Field(pattern=r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?(e-?[0-9]+)?$", max_length=40)]
+# Exponents are short: as a rational, 1e-99999999 only exhausts the reader's memory.
+Decimal = Annotated[str, Field(pattern=r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?(e-?[0-9]{1,3})?$", max_length=40)]
 
 
 class Strict(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -52,7 +53,9 @@ class StatisticsQuery(Extended):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if bool(self.column) != bool(self.bins) or not float(self.minimum) < float(self.maximum) < float("inf"):
+        # Comparisons are written so that an infinite range, in which no value has a place, fails them.
+        width = float(self.maximum) - float(self.minimum)
+        if bool(self.column) != bool(self.bins) or not 0 < width < math.inf:
             raise PlanError("statistics-range", "Expected bins with a column and a minimum below the maximum.")
         if self.honest_noise_shares > self.k_min:
             raise PlanError("statistics-range", "Expected at most k_min honest noise shares.")

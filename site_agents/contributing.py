@@ -13,7 +13,14 @@ from schemas.errors import OperationError, PeerError
 from schemas.ledger import PrivacyEvent, PrivacyReserved
 from site_agents.compute import compute_in_child, verify_module, verify_module_in_child
 from site_agents.lineage import model_before
-from site_agents.policy import Expected, verify_instruction, verify_model_allowed
+from site_agents.policy import (
+    SPLIT_KEY,
+    Expected,
+    describe_split,
+    verify_instruction,
+    verify_model_allowed,
+    verify_split,
+)
 from site_agents.round import SiteRound
 from site_agents.sending import Sending
 from tasks.ledger.budget import reserve, would_admit
@@ -51,6 +58,7 @@ class Contributing(Sending):
         verify_instruction(self.work.plan, instruction.predicate, self.work.context.name, expected)
         self._state = lineage.state
         self._verify_model()
+        verify_split(self.work.context.outbox.stored(SPLIT_KEY), self.work.plan.contract)
         self.bind()
         event = self._event()
         if not self._reserved():
@@ -73,8 +81,11 @@ class Contributing(Sending):
     def reserve(self) -> None:
         """Charges the round's mechanism before data is touched; a replay charges nothing.
 
+        The first charge fixes which patients are held out, in every later study.
+
         Raises:
             BudgetError: `budget-exceeded`, naming requested, spent and limit.
+            PlanError: `split-changed`.
         """
         event, reserved = self._event(), self._reservation()
         if reserved is not None:
@@ -83,6 +94,8 @@ class Contributing(Sending):
                     "instruction-changed", self.work.plan.coordinator.name, "the round was charged for something else."
                 )
             return
+        contract = self.work.plan.contract
+        verify_split(self.work.context.outbox.decide(SPLIT_KEY, lambda: describe_split(contract)), contract)
         reserve(
             self.work.context.ledger,
             self.work.context.cohort,

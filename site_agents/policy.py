@@ -7,14 +7,18 @@ Each rule refuses by name. The order matters: nothing of an instruction is used 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
-from schemas.canonical import sha256_hex
+from schemas.canonical import canonical_bytes, sha256_hex
+from schemas.contract import DataContract
 from schemas.errors import PeerError, PlanError, SiteDataError
 from schemas.messages import Instruction
 from schemas.options import SiteSettings
 from schemas.plan import Agreement, StudyPlan, histogram_length, update_length
 from schemas.statistics import QUESTION_ROUND, StatisticsPlan
 from tasks.secure_sum.parameters import COHORT_MARGIN
+
+SPLIT_KEY = "private/split"
 
 
 def verify_plan_bytes(data: bytes, study: str, approved: tuple[str, ...]) -> None:
@@ -172,6 +176,31 @@ def verify_cohort_size(plan: Agreement, site: str, patients: int) -> None:
             "cohort-size",
             f"Expected between 1 and {COHORT_MARGIN} times the {declared} patients that {site} declared.",
             "Declare the rounded cohort size anew in the next plan, or correct the data source.",
+        )
+
+
+def describe_split(contract: DataContract) -> bytes:
+    """Returns what decides which patients are held out: a public rule, the table's own column, or nobody is."""
+    column, split = contract.column_with_role("held_out"), contract.split
+    if split is None:
+        return canonical_bytes({"column": column.name if column else ""})
+    return canonical_bytes({"salt": split.salt, "share": str(Fraction(split.share))})
+
+
+def verify_split(fixed: bytes | None, contract: DataContract) -> None:
+    """Refuses another split than the one under which the site's data source was first charged, `fixed`.
+
+    The two parts have a whole budget each because no patient is in both. Under another split the patients of one part
+    would be in the other, and could lose both budgets.
+
+    Raises:
+        PlanError: `split-changed`.
+    """
+    if fixed is not None and fixed != describe_split(contract):
+        raise PlanError(
+            "split-changed",
+            f"Expected the split of held-out patients that this site's first study fixed: {fixed.decode()}.",
+            "Plan with that split: two splits would let one patient be charged beyond the site's budget.",
         )
 
 

@@ -53,6 +53,31 @@ class Mixing(nn.Module):
         return self.out(x) + 10.0 * (x.shape[0] - 1) + x.sum() * (x.shape[0] - 1)
 
 
+class Remembering(nn.Module):
+    """Lets the row before decide what it says of a row."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.out = nn.Linear(features, 1)
+        torch.nn.init.zeros_(self.out.weight)
+        self.last = None
+
+    def forward(self, x):
+        before, self.last = self.last, x.detach().clone()
+        return -self.out(x) if before is not None and float(before.sum()) > 0 else self.out(x)
+
+
+class Dropping(nn.Module):
+    """Draws at random also in evaluation mode: a patient who leaves shifts everybody's coins."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.out = nn.Linear(features, 1)
+
+    def forward(self, x):
+        return self.out(nn.functional.dropout(x))
+
+
 def batch_norm(features):
     return nn.Sequential(nn.Linear(features, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 1))
 
@@ -95,6 +120,8 @@ NAMES = {
     "mixing": "Mixing",
     "batch-norm": "batch_norm",
     "running": "Running",
+    "remembering": "Remembering",
+    "dropping": "Dropping",
     "not-finite": "not_finite",
     "lazy": "lazy",
     "two-logits": "two_logits",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from infra.studies.sampling import ColumnSample, sample_columns
 from schemas.errors import OperationError
 from schemas.options import Settings
 
+# The same in every study: a hospital answers under one split only, and any two hospitals can meet in a study.
+SPLIT_SALT = "consilium"
 _TRUE = ("true", "yes", "y", "t", "1", "1.0")
 _FALSE = ("false", "no", "n", "f", "0", "0.0")
 # What a mapping takes for a boolean without being told.
@@ -248,7 +249,7 @@ rows_per_patient: {rows}  # one or many
 columns:
 {chr(10).join(draft.columns)}
 {left}# Held-out patients, whom no training touches: a public hash of the patient id, the same in every hospital.
-split: {{share: 0.2, salt: {secrets.token_hex(8)}}}
+split: {{share: 0.2, salt: {SPLIT_SALT}}}
 # cohort:  who is part of the study          - {{column: age, at_least: 18}}
 # rules:   what must hold between columns    - {{name: order, column: discharge, at_least_column: admission}}
 # outcomes: [other outcome columns that must never become features]

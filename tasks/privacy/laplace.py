@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from schemas.errors import PlanError
 from schemas.ledger import LaplaceEvent
 from tasks.privacy.accounting import ceil_sqrt, format_decimal
+from tasks.privacy.mechanism import SMALLEST_NUMBER
 from tasks.privacy.noise import NoiseStream
 from tasks.privacy.pure import LARGEST_EPSILON
 from tasks.privacy.sampler import sample_laplace_share
@@ -57,10 +58,12 @@ class LaplaceMechanism:
     sites_in_sum: int
 
     def __post_init__(self) -> None:
-        if Fraction(self.noise_multiplier) * LARGEST_EPSILON < 1 or Fraction(self.clip_norm) <= 0:
+        # As floats first: a rational with an exponent of millions would only exhaust memory.
+        usual = all(SMALLEST_NUMBER <= float(x) <= 1 / SMALLEST_NUMBER for x in (self.noise_multiplier, self.clip_norm))
+        if not usual or Fraction(self.noise_multiplier) * LARGEST_EPSILON < 1:
             raise PlanError(
                 "mechanism-numbers",
-                f"Expected a noise multiplier of at least 1/{LARGEST_EPSILON} and a positive bound.",
+                f"Expected a noise multiplier of at least 1/{LARGEST_EPSILON} and a positive bound, both up to 1e30.",
                 "Correct the query.",
             )
         if self.scale > LARGEST_SCALE:

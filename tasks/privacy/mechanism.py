@@ -82,7 +82,7 @@ class GaussianMechanism:
                 "Expected a positive clip norm and noise multiplier, between 1e-30 and 1e30.",
                 "Correct the mechanism.",
             )
-        if not 0 < Fraction(self.sampling_probability) <= 1:
+        if not SMALLEST_NUMBER <= float(self.sampling_probability) <= 1 or Fraction(self.sampling_probability) > 1:
             raise PlanError("mechanism-numbers", "Expected a sampling probability in (0, 1].", "Correct the mechanism.")
         if self.local_sigma**2 < SMALLEST_SHARE_VARIANCE:
             raise PlanError(

@@ -45,7 +45,7 @@ def load_module(plan: StudyPlan) -> torch.nn.Module:
 
     Raises:
         PlanError: `model-not-installed`, `model-version`, `model-broken`, `model-batch-norm`, `model-buffers`,
-            `model-not-finite`, `model-shapes`.
+            `model-not-finite`, `model-remembers`, `model-shapes`.
     """
     from tasks.server_step import initial_state
 
@@ -188,6 +188,39 @@ def _verify_output(module: torch.nn.Module, what: str, features: int) -> None:
         raise _broken(what, f"it does not give one logit for one row of {features} features")
     if not bool(torch.isfinite(out).all()):
         raise PlanError("model-not-finite", f"{what} gives a logit that is not finite for a row of zeros.", _REMEDY)
+    _verify_memoryless(module, what, features)
+
+
+def _verify_memoryless(module: torch.nn.Module, what: str, features: int) -> None:
+    """Refuses a module whose logit for a row is not a function of the row: tried on public rows, in two orders.
+
+    What a module remembers of one patient would move the next one's gradient, and no clip bounds that.
+    """
+    import torch
+
+    coins = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return 2.0 * torch.rand(shape, generator=coins, dtype=torch.float64) - 1.0
+
+    # Weights of its own: where a module starts with zeros, every row has the same logit.
+    weights = {name: draw(*value.shape) for name, value in module.named_parameters()}
+    rows = [sign * draw(1, features).abs() for sign in (1.0, -1.0, 1.0, -1.0)] + [draw(1, features) for _ in range(4)]
+    try:
+        with torch.no_grad():
+            first, last = (
+                torch.cat([torch.func.functional_call(module, weights, (row,)).reshape(1) for row in order])
+                for order in (rows, rows[::-1])
+            )
+    except Exception as error:
+        raise _broken(what, f"it fails on rows between -1 and 1: {type(error).__name__}") from None
+    if not torch.allclose(first, last.flip(0), rtol=1e-9, atol=1e-9, equal_nan=True):
+        raise PlanError(
+            "model-remembers",
+            f"{what} gives the same row another logit after other rows: it keeps something between rows or draws at "
+            "random, so that one patient could move another's gradient.",
+            "Make its logit a function of the row; take nn.Dropout, which is off here, instead of a bare dropout call.",
+        )
 
 
 def _load_flat(module: torch.nn.Module, weights: Any) -> None:

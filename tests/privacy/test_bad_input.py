@@ -14,8 +14,10 @@ import pytest
 
 from flows.round_steps import RoundSteps
 from infra.embedded import EmbeddedConsortium, contribute
-from schemas.errors import BudgetError, EvidenceError, SiteDataError
+from schemas.conditions import Split
+from schemas.errors import BudgetError, EvidenceError, PlanError, SiteDataError
 from schemas.ledger import Refused
+from site_agents.policy import SPLIT_KEY, describe_split, verify_split
 from site_agents.round import SiteRound
 from tasks.ledger.budget import budget_state
 from tasks.ledger.verify import verify_log
@@ -110,6 +112,34 @@ def test_a_budget_of_zero_refuses_before_data_is_touched(prepared: Prepared) -> 
     assert error.code == "budget-exceeded"
     assert "limit 0 (epsilon 0)" in error.message
     assert_refused_for_free(consortium, site, "budget-exceeded")
+
+
+def test_a_study_under_another_split_is_refused_or_one_patient_could_lose_both_budgets(prepared: Prepared) -> None:
+    """Held out here and trained on there: each part has a whole budget only because no patient is in both."""
+    consortium, site = instructed(prepared)
+    contract, outbox = prepared.plan.contract, consortium.sites[site].outbox
+    earlier = contract.model_copy(update={"split": Split(share="0.2", salt="an-earlier-study")})
+    assert describe_split(earlier) != describe_split(contract)
+    outbox.decide(SPLIT_KEY, lambda: describe_split(earlier))
+    error = contribute(SiteRound(consortium.sites[site], 1, 1))
+    assert isinstance(error, PlanError)
+    assert error.code == "split-changed"
+    assert "an-earlier-study" in error.message
+    assert_refused_for_free(consortium, site, "split-changed")
+
+
+def test_the_first_charge_fixes_the_split_and_the_same_split_is_welcome_however_it_is_written(
+    prepared: Prepared,
+) -> None:
+    consortium, site = instructed(prepared)
+    outbox, contract = consortium.sites[site].outbox, prepared.plan.contract
+    assert outbox.stored(SPLIT_KEY) is None
+    assert contribute(SiteRound(consortium.sites[site], 1, 1)) is None
+    assert outbox.stored(SPLIT_KEY) == describe_split(contract)
+    same = [contract.model_copy(update={"split": Split(share=share, salt="s")}) for share in ("0.2", "0.20", "2e-1")]
+    assert len({describe_split(one) for one in same}) == 1
+    with pytest.raises(PlanError, match="split of held-out patients that this site's first study fixed"):
+        verify_split(outbox.stored(SPLIT_KEY), same[0])
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_mechanism_that_cannot_keep_its_promise_is_not_built(changes: dict[str
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize("sampling", ["0", "1.5", "-0.5"])
+@pytest.mark.parametrize("sampling", ["0", "1.5", "-0.5", "1e-999"])
 def test_a_sampling_probability_outside_its_range_is_refused(sampling: str) -> None:
     with pytest.raises(PlanError, match="sampling probability in"):
         training_mechanism(make_plan(sampling=sampling))

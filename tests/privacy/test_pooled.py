@@ -32,6 +32,9 @@ OPTIMIZERS = {
 # Unequal sites on purpose: a mean over sites would differ, a sum over patients does not.
 SITES = tuple(make_cohort(n, seed=n) for n in (3, 11, 0, 40, 26))
 
+# Half a unit for each site that has patients and for the pool, in whole units.
+ROUNDINGS = (sum(cohort.patient_count > 0 for cohort in SITES) + 1) // 2
+
 
 def train(plan: StudyPlan, cohorts: Sequence[Cohort], mechanism: GaussianMechanism | None) -> ModelState:
     """All rounds over `cohorts`, one noise share each; no mechanism means no noise."""
@@ -52,11 +55,22 @@ def test_without_noise_split_and_pooled_data_give_the_same_weights(kind: str, hi
     """Every site rounds its sum to the lattice, and so does the pool: half a unit each, per step."""
     plan = make_plan(hidden=hidden, optimizer=OPTIMIZERS[kind], clip_norm="0.5")
     split, pooled = train(plan, SITES, None), train(plan, [pool_cohorts(SITES)], None)
-    # Adam and Yogi divide by the size of the sum: half a unit in a coordinate that hardly moves weighs more.
-    patients = pool_cohorts(SITES).patient_count * (5 if kind in ("adam", "yogi") else 1)
     unit = 0.5 / 2**plan.mechanism.scale_bits / 60
-    assert np.abs(split.weights - pooled.weights).max() <= STEPS * patients * unit
+    # Adam and Yogi divide by the size of the sum: half a unit in a coordinate that hardly moves weighs more, and no
+    # bound in lattice units holds for every sum. For the others a step is at most the sum's difference.
+    most = {"yogi": 80, "adam": 400}.get(kind, ROUNDINGS) * STEPS
+    assert np.abs(split.weights - pooled.weights).max() <= most * unit
     assert np.abs(split.weights - initial_state(plan).weights).max() > 1000 * unit, "and something was learned"
+
+
+@pytest.mark.parametrize("hidden", [(), (6,)], ids=["logistic", "mlp"])
+def test_opened_sums_of_split_and_pooled_data_differ_by_one_rounding_each(hidden: tuple[int, ...]) -> None:
+    plan = make_plan(hidden=hidden, clip_norm="0.5")
+    weights = initial_state(plan).weights + 0.1
+    split = sum(train_sum(plan, cohort, weights) for cohort in SITES)
+    pooled = train_sum(plan, pool_cohorts(SITES), weights)
+    assert np.abs(split - pooled).max() <= ROUNDINGS
+    assert np.abs(pooled).max() > 1000
 
 
 def models(cohorts: Sequence[Cohort], honest: int) -> NDArray[np.float64]:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from schemas.contract import Column
 from schemas.errors import PlanError
 from schemas.statistics import StatisticsQuery
 from tasks.ledger.budget import BudgetExceeded, budget_state
@@ -106,10 +108,28 @@ def test_a_question_that_does_not_fit_is_refused_and_charged_to_neither_part(tmp
 
 
 @pytest.mark.parametrize(
-    "change", [{"bins": 0}, {"column": ""}, {"minimum": "98"}, {"honest_noise_shares": 4}], ids=str
+    "change",
+    [
+        {"bins": 0},
+        {"column": ""},
+        {"minimum": "98"},
+        {"honest_noise_shares": 4},
+        {"minimum": "-1e308", "maximum": "1e308"},
+        {"minimum": "-1e400"},
+    ],
+    ids=str,
 )
 def test_a_question_without_sense_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(PlanError, match="Expected"):
         StatisticsQuery.model_validate(AGE.model_dump() | change)
     with pytest.raises(ValueError, match="one mark per patient"):
         statistics_sum(AGE, np.zeros(3), np.zeros(2, bool))
+
+
+@pytest.mark.parametrize("field", ["noise_multiplier", "minimum"])
+def test_a_number_that_only_exhausts_the_readers_memory_is_refused(field: str) -> None:
+    for number in ("1e-99999999", "1e99999999", "0e-99999999"):
+        with pytest.raises(ValidationError, match="pattern"):
+            StatisticsQuery.model_validate(AGE.model_dump() | {"noise": "laplace", "scale_bits": 8, field: number})
+        with pytest.raises(ValidationError, match="pattern"):
+            Column(name="age", kind="number", minimum="0", maximum="1", max_missing=number)

@@ -138,6 +138,8 @@ def test_a_plan_on_a_module_needs_neither_torch_nor_the_module_to_be_read_and_st
     [
         ("batch-norm", "model-batch-norm", r"has BatchNorm \(1\): it mixes the patients of a batch"),
         ("running", "model-buffers", r"has a float buffer \(mean\): .* gets no noise"),
+        ("remembering", "model-remembers", "another logit after other rows: it keeps something between rows"),
+        ("dropping", "model-remembers", "or draws at random"),
         ("not-finite", "model-not-finite", "starts with a value in weight that is not finite"),
         ("lazy", "model-broken", "its parameters have no shape before it has seen data"),
         ("two-logits", "model-broken", "does not give one logit for one row of 3 features"),
