@@ -88,7 +88,8 @@ def clipped_sum(plan: StudyPlan, cohort: Cohort, weights: NDArray[np.float64], s
     scale = _Scale(clip, clip * share * _MARGIN, 2.0**_FINE_BITS * share)
     shift = _FINE_BITS - plan.mechanism.scale_bits
     total = ExactSum(np.zeros(size, np.int64), np.zeros(size, np.int64), shift)
-    # Always whole chunks: each row then meets the same kernels whoever else is in the sum.
+    # Always whole chunks: a row then meets the same kernels whoever else is in the sum. Its place in the chunk may
+    # still decide the last bit of an activation, which matters only within 1e-15 of a rounding boundary.
     features = torch.zeros((CHUNK_ROWS, cohort.features.shape[1]), dtype=torch.float64)
     labels = torch.zeros(CHUNK_ROWS, dtype=torch.float64)
     for start in range(0, cohort.labels.size, CHUNK_ROWS):
