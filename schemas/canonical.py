@@ -18,6 +18,11 @@ from schemas.errors import EvidenceError
 
 _LARGEST_INTEGER = 2**53 - 1
 MAX_JSON_BYTES = 64 * 1024 * 1024
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False, allow_nan=False
+)
+# A number that may not be written alike by RFC 8785: with a fraction or exponent, or beyond what a double holds.
+_ODD_NUMBER = re.compile(rb"[\[:,]-?[0-9]+(?:[.eE]|(?<=[0-9]{16}))")
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 HexKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -140,9 +145,13 @@ def parse_canonical(model: type[M], data: bytes, what: str) -> M:
 
 def is_canonical(value: Strict | dict[str, Any] | list[Any], data: bytes) -> bool:
     """Tells whether `data` is the canonical encoding of `value`; a value that has none, such as 2**53, is nothing's."""
+    plain = value.model_dump(mode="json") if isinstance(value, Strict) else value
     try:
-        return canonical_bytes(value) == data
-    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError):
+        if data.isascii() and not _ODD_NUMBER.search(data):
+            # Only equal bytes count, and in such bytes the standard library's encoder writes the RFC 8785 form.
+            return _ENCODER.encode(plain).encode() == data
+        return canonical_bytes(plain) == data
+    except (rfc8785.CanonicalizationError, ValueError, RecursionError):
         return False
 
 

@@ -140,7 +140,19 @@ def write_blob(header: Header, body: bytes | memoryview, key: Ed25519PrivateKey 
     return b"".join((head, body, check.digest(), sign_check(header.kind, check.digest(), key)))
 
 
-def read_blob(data: bytes, expected: Header, body_bytes: int, key_hex: str | None, peer: str) -> memoryview:
+def hash_blob(data: bytes, kind: Kind) -> tuple[bytes, str]:
+    """Returns, in one pass, what the check of a blob must be and the SHA-256 (hex) of all of it."""
+    view = memoryview(data)
+    end = max(0, len(view) - CHECK_BYTES - (0 if kind in UNSIGNED_KINDS else SIGNATURE_BYTES))
+    hashed = hashlib.sha256(view[:end])
+    check = hashed.digest()
+    hashed.update(view[end:])
+    return check, hashed.hexdigest()
+
+
+def read_blob(
+    data: bytes, expected: Header, body_bytes: int, key_hex: str | None, peer: str, hashed: bytes | None = None
+) -> memoryview:
     """Verifies header, exact length, check and signature, and returns the body without copying it.
 
     Args:
@@ -149,6 +161,7 @@ def read_blob(data: bytes, expected: Header, body_bytes: int, key_hex: str | Non
         body_bytes: Exact size of the body.
         key_hex: The signer's pinned Ed25519 key; None only for sums.
         peer: Who is named in errors.
+        hashed: What `hash_blob` said of these same bytes; without it they are hashed here.
 
     Raises:
         PeerError: `wire-header`, `wire-length`, `wire-check` or `wire-signature`.
@@ -159,7 +172,7 @@ def read_blob(data: bytes, expected: Header, body_bytes: int, key_hex: str | Non
     view = memoryview(data)
     end = head + body_bytes
     check = bytes(view[end : end + CHECK_BYTES])
-    if hashlib.sha256(view[:end]).digest() != check:
+    if (hashlib.sha256(view[:end]).digest() if hashed is None else hashed) != check:
         raise PeerError("wire-check", peer, f"the SHA-256 of a {expected.kind.name} blob does not match.")
     verify_check(expected.kind, check, bytes(view[end + CHECK_BYTES :]), key_hex, peer)
     return view[head:end]
@@ -212,10 +225,12 @@ def unpack_residues(data: bytes | memoryview, prime: int, peer: str) -> NDArray[
     """
     width = residue_width(prime)
     packed = np.frombuffer(data, dtype=_packed(width))
-    out = np.zeros(packed.size, dtype=np.uint64)
-    for name, shift in _FIELDS[width]:
-        part = packed[name].astype(np.uint64)
-        out |= part << np.uint64(shift) if shift else part
+    # Every residue but the last is read as eight bytes, of which the upper ones belong to the next.
+    whole = np.ndarray((max(packed.size - 1, 0),), dtype="<u8", buffer=data, strides=(width,))
+    out = np.empty(packed.size, dtype=np.uint64)
+    np.bitwise_and(whole, np.uint64((1 << 8 * width) - 1), out=out[:-1])
+    if packed.size:
+        out[-1] = int.from_bytes(packed[-1:].tobytes(), "little")
     if out.size and int(out.max()) >= prime:
         raise PeerError("wire-residue", peer, "a residue is not below its modulus.")
     return out

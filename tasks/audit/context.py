@@ -382,7 +382,14 @@ class AuditContext:
         Such an answer is kept as it came and is bound by the manifest only. If the site's ledger says that it refused,
         or that it contributed and the contribution is not the one, somebody replaced its answer: no exemption.
         """
-        if not item.attempt or item.site is None or not self.select("record", round=item.round):
+        if not item.attempt or item.site is None:
+            return False
+        contribution = item.kind == "contribution"
+        key = ("exempt", item.site, item.round, item.attempt, contribution)
+        return self.remember(key, lambda: self._is_invalid(item), item.path)
+
+    def _is_invalid(self, item: Item) -> bool:
+        if item.site is None or not self.select("record", round=item.round):
             return False
         record = self.record(item.round).predicate
         if record.attempt != item.attempt or (item.site, "invalid") not in record.dropped:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tasks.audit.registry import AuditFailure
 
+_PIECE = 1 << 18
+
 
 class EvidenceFolder:
     """Files by their path relative to the folder (POSIX form)."""
@@ -16,17 +18,20 @@ class EvidenceFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._digests: dict[str, str] = {}
+        self._buffer = memoryview(bytearray(_PIECE))
         files: list[str] = []
         irregular: list[str] = []
         for folder, folders, names in os.walk(root, followlinks=False):
-            links = [name for name in folders if (Path(folder) / name).is_symlink()]
+            at = Path(folder)
+            links = [name for name in folders if (at / name).is_symlink()]
+            inside = at.relative_to(root).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
             for name in (*names, *links):
-                path = Path(folder) / name
-                regular = stat.S_ISREG(path.lstat().st_mode)
-                shown = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+                regular = stat.S_ISREG((at / name).lstat().st_mode)
+                path = prefix + name
+                shown = os.fsencode(path).decode("utf-8", "backslashreplace")
                 # A name that no reader can print alike is no name of the protocol.
-                clean = shown == path.relative_to(root).as_posix()
-                (files if regular and clean else irregular).append(shown)
+                (files if regular and shown == path else irregular).append(shown)
         self.paths = tuple(sorted(files))
         self._known = frozenset(files)
         # A link or device could show an auditor other bytes than the next one.
@@ -59,6 +64,9 @@ class EvidenceFolder:
     def digest(self, path: str) -> str:
         """Returns the SHA-256 (hex) of a file, streamed once."""
         if path not in self._digests:
-            with self.file(path).open("rb") as source:
-                self._digests[path] = hashlib.file_digest(source, "sha256").hexdigest()
+            with self.file(path).open("rb", buffering=0) as source:
+                hashed = hashlib.sha256()
+                while size := source.readinto(self._buffer):
+                    hashed.update(self._buffer[:size])
+                self._digests[path] = hashed.hexdigest()
         return self._digests[path]

@@ -16,7 +16,7 @@ from schemas.canonical import sha256_hex
 from schemas.envelope import envelope_digest, open_envelope
 from schemas.errors import PeerError
 from schemas.messages import Contribution, Record, RecordSignature, ShareRequest
-from schemas.wire import Kind, read_blob, residue_width, unpack_residues, write_blob
+from schemas.wire import Kind, hash_blob, read_blob, residue_width, unpack_residues, write_blob
 from tasks.hpke import unseal
 from tasks.secure_sum import ckks
 from tasks.secure_sum.bulk import bulk_size
@@ -148,12 +148,15 @@ def add_key_ciphertexts(
         return known
     p = context.parameters
     total = np.zeros((2, len(p.data_primes), p.ring_degree), dtype=np.uint64)
-    seen: dict[str, str] = {}
+    seen: dict[bytes, list[str]] = {}
     for sender in sorted(contributions):
         body, ciphertext = _read_key(context, contributions[sender], blobs.get(sender, b""))
-        other = seen.setdefault(sha256_hex(body), sender)
-        if other != sender:
-            raise PeerError("duplicate-key-ciphertext", f"{other},{sender}", "two key ciphertexts are the same.")
+        # Independent ciphertexts do not begin alike: only those that do are compared whole.
+        alike = seen.setdefault(bytes(body[:64]), [])
+        for other in alike:
+            if _read_key(context, contributions[other], blobs.get(other, b""))[0] == body:
+                raise PeerError("duplicate-key-ciphertext", f"{other},{sender}", "two key ciphertexts are the same.")
+        alike.append(sender)
         total = ckks.add(p, total, ciphertext)
     header = context.header(Kind.KEY_SUM, "", total.shape)
     blob = write_blob(header, b"".join(pack_rows(part, p.data_primes) for part in total), None)
@@ -339,13 +342,14 @@ def _key_bytes(context: RoundContext) -> int:
     return 2 * packed_size(context.parameters.data_primes, context.parameters.ring_degree)
 
 
-def _read_key(context: RoundContext, contribution: Contribution, blob: bytes) -> tuple[bytes, UInt64]:
+def _read_key(context: RoundContext, contribution: Contribution, blob: bytes) -> tuple[memoryview, UInt64]:
     sender = contribution.sender
-    if sha256_hex(blob) != contribution.key_ciphertext:
+    check, digest = hash_blob(blob, Kind.KEY_CIPHERTEXT)
+    if digest != contribution.key_ciphertext:
         raise PeerError("contribution-digest", sender, "the key ciphertext is not the one that its contribution names.")
     header = context.header(Kind.KEY_CIPHERTEXT, sender, _key_shape(context))
-    body = read_blob(blob, header, _key_bytes(context), context.plan.site(sender).identity_key, sender)
-    return bytes(body), _unpack_key(context, body)
+    body = read_blob(blob, header, _key_bytes(context), context.plan.site(sender).identity_key, sender, check)
+    return body, _unpack_key(context, body)
 
 
 def _unpack_key(context: RoundContext, body: memoryview) -> UInt64:

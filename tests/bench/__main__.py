@@ -26,6 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.audit import render_audit
 from tests.bench.measure import Cost, measure
 from tests.bench.models import render_models
 from tests.secure_sum.protocol import Blobs, SecureSum
@@ -200,8 +201,13 @@ def main() -> None:
     parser.add_argument("sizes", nargs="*", type=lambda text: int(text.replace("_", "").replace(",", "")))
     parser.add_argument("--processes", type=int, default=1, help="over how many processes bulk work is spread")
     parser.add_argument("--models", action="store_true", help="only training steps and ledger verification")
+    parser.add_argument("--audit", action="store_true", help="only the audit of a small and of a large study")
     given = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
+    if given.audit:
+        render_audit(console)
+        console.print(f"\n{describe_machine()}")
+        return
     if given.models:
         render_models(console)
         console.print(f"\n{describe_machine()}")
@@ -215,6 +221,7 @@ def main() -> None:
     render(rows, console, given.processes)
     if not given.sizes:
         render_models(console)
+        render_audit(console)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from tests.bench import audit
 from tests.bench.__main__ import measure_sum, measure_tenseal, pieces_of, render, verify_exact
 from tests.bench.measure import measure
 from tests.bench.models import render_models
@@ -43,3 +44,17 @@ def test_the_bench_measures_training_and_ledger_beside_their_targets() -> None:
     render_models(Console(file=out, width=160), rows=64, entries=40)
     for text in ("plain SGD 60-32-1", "closed form, clipped exact sum", "whole verification", "| ratio | target |"):
         assert text in " ".join(out.getvalue().split())
+
+
+def test_the_bench_audits_a_study_that_it_made() -> None:
+    out = io.StringIO()
+    audit.render_audit(Console(file=out, width=160), studies=((3, 1),))
+    assert "| audit CPU s | wall s |" in " ".join(out.getvalue().split())
+    assert "|     3 |      1 |" in out.getvalue()
+
+
+def test_a_failed_audit_has_no_figure(tmp_path: Path) -> None:
+    evidence, keys = audit.make_evidence(tmp_path / "study", 3, 1)
+    (evidence / "extra").write_bytes(b"")
+    with pytest.raises(SystemExit, match="C02"):
+        audit.measure_audit(evidence, keys)
