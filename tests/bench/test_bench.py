@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from schemas.canonical import canonical_bytes
+from tasks.audit.keys import public_keys_document
+from tests.audit.studies import make_agreed_study
 from tests.bench import audit
 from tests.bench.__main__ import measure_sum, measure_tenseal, pieces_of, render, verify_exact
 from tests.bench.measure import measure
@@ -46,15 +49,19 @@ def test_the_bench_measures_training_and_ledger_beside_their_targets() -> None:
         assert text in " ".join(out.getvalue().split())
 
 
+@pytest.mark.long
 def test_the_bench_audits_a_study_that_it_made() -> None:
     out = io.StringIO()
-    audit.render_audit(Console(file=out, width=160), studies=((3, 1),))
+    audit.render_audit(Console(file=out, width=160), studies=((4, 1),))
     assert "| audit CPU s | wall s |" in " ".join(out.getvalue().split())
-    assert "|     3 |      1 |" in out.getvalue()
+    assert "|     4 |      1 |" in out.getvalue()
 
 
 def test_a_failed_audit_has_no_figure(tmp_path: Path) -> None:
-    evidence, keys = audit.make_evidence(tmp_path / "study", 3, 1)
-    (evidence / "extra").write_bytes(b"")
+    study = make_agreed_study(tmp_path)
+    keys = tmp_path / "keys.json"
+    keys.write_bytes(canonical_bytes(public_keys_document(study.plan)))
+    audit.measure_audit(study.evidence, keys)
+    (study.evidence / "extra").write_bytes(b"")
     with pytest.raises(SystemExit, match="C02"):
-        audit.measure_audit(evidence, keys)
+        audit.measure_audit(study.evidence, keys)
