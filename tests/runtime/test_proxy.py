@@ -9,6 +9,7 @@ import shutil
 import socket
 import ssl
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPSConnection
@@ -63,10 +64,10 @@ class Proxy:
 
 
 @pytest.fixture(scope="module")
-def proxy(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    folder = tmp_path_factory.mktemp("proxy")
-    for parent in [folder, *folder.parents][:3]:  # nginx' worker is another user where the tests run as root
-        parent.chmod(0o711)
+def proxy(server: PrefectServer) -> Iterator[Proxy]:
+    # Outside pytest's folder, which only its owner passes: where root runs the tests, nginx' worker is somebody else.
+    folder = Path(tempfile.mkdtemp(prefix="consilium-proxy-"))
+    folder.chmod(0o711)
     certificate, key = write_certificate(folder)
     port = find_free_port()
     sites = [f"site-{uuid4().hex[:8]}", f"site-{uuid4().hex[:8]}"]
@@ -84,6 +85,7 @@ def proxy(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> It
         yield Proxy(port, folder / "nginx", certificate, *sites)
     finally:
         nginx.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _listens(port: int) -> bool:

@@ -203,7 +203,7 @@ def test_a_question_is_no_study_and_a_study_answers_no_question(counted: Asked) 
     [
         ({"column": "no_such_number"}, "to be a number of the contract"),
         ({"where": ("no_such_column=1",)}, "has no column"),
-        ({"where": ("patient_id=mine",)}, "does not go with the kind identifier"),
+        ({"where": ("patient_id=mine",)}, "does not go with the role patient_id and the kind identifier"),
         ({"where": ("malignant",)}, "Expected a condition like"),
         ({"where": ("mean_radius=small",)}, "mean_radius"),
         ({"epsilon": "30"}, "noise multiplier of at least"),
