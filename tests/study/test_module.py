@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_a_study_on_an_installed_module_trains_releases_and_passes_its_audit(pre
 
 
 def test_another_version_than_the_plans_is_refused_before_anything_is_charged(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, installed_models: Path
 ) -> None:
     site = prepared.plan.sites[0].name
     for entry in prepared.plan.sites:
@@ -69,8 +70,13 @@ def test_another_version_than_the_plans_is_refused_before_anything_is_charged(
 
     steps = RoundSteps(consortium.coordinator, public, consortium.lineage, 1, "train")
     steps.issue()
-    monkeypatch.setattr("importlib.metadata.PathDistribution.version", "1.3.0")
-    refused = contribute(SiteRound(consortium.sites[site], 1, steps.attempt))
+    metadata = next(installed_models.glob("*.dist-info/METADATA"))
+    before = metadata.read_text()
+    metadata.write_text(re.sub(r"(?m)^Version: .*$", "Version: 1.3.0", before))
+    try:
+        refused = contribute(SiteRound(consortium.sites[site], 1, steps.attempt))
+    finally:
+        metadata.write_text(before)
     assert isinstance(refused, PlanError)
     assert refused.code == "model-version"
     assert not consortium.sites[site].ledger.find(prepared.plan.study, "privacy-reserved")
