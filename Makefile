@@ -10,6 +10,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 BENCH_ARGS ?=
 STUDY_ARGS ?=
+CHAOS_ARGS ?=
 DATA_DIR ?= data
 OUT_DIR ?= out
 
@@ -21,7 +22,7 @@ export DO_NOT_TRACK := true
 CONSORTIUM ?= consortium
 CONSORTIUM_ARGS ?=
 
-.PHONY: consortium-up consortium-study consortium-down demo ui test test-long study-heart study-eicu fuzz bench bench-data lint format clean help
+.PHONY: chaos consortium-up consortium-study consortium-down demo ui test test-long study-heart study-eicu fuzz bench bench-data lint format clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -53,6 +54,11 @@ study-eicu: STUDY = eicu-demo
 study-heart study-eicu: study-%: $(VENV)/.installed-test
 	$(BIN)/consilium study run studies/$(STUDY)/study.yaml --accuracy --data-dir "$(DATA_DIR)" \
 	  --out "$(OUT_DIR)/$*" --resume $(STUDY_ARGS)
+
+# Studies whose processes are killed and whose links are cut when a seed says so; finished seeds are kept.
+# CHAOS_ARGS="--seeds 0-4 --rounds 5" runs some, shorter.
+chaos: $(VENV)/.installed-test
+	$(BIN)/python -m tests.chaos --out "$(OUT_DIR)/chaos" $(CHAOS_ARGS)
 
 # 30 to 25,000,000 coefficients; BENCH_ARGS="1000000 --processes 4" measures one size on four cores.
 bench: $(VENV)/.installed-test
