@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -70,7 +70,9 @@ async def _stop_schedule() -> None:
     deployment = run.flow_run.deployment_id if run is not None and run.flow_run is not None else None
     if deployment is None:
         return
-    with contextlib.suppress(Exception):  # a view only: the next run would find the study released
+    try:
         async with get_client() as client:
             for schedule in await client.read_deployment_schedules(deployment):
                 await client.update_deployment_schedule(deployment, schedule.id, active=False)
+    except httpx.HTTPError as error:  # the next run finds the study as it is, and tries again
+        _log.warning("the schedule could not be stopped (%s)", type(error).__name__)
