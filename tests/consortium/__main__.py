@@ -22,10 +22,12 @@ _UP_SECONDS = 900.0
 
 def up(place: Place, store: str, rounds: int) -> dict[str, object]:
     """Starts the supervisor in the background and returns its state once everything answers."""
-    if place.state.is_file():
-        raise OperationError("consortium-up", "This consortium runs already.", "Take it down first.")
     place.folder.mkdir(parents=True, exist_ok=True)
     place.folder.chmod(0o700)
+    if _runs(place):
+        raise OperationError("consortium-up", "This consortium runs already.", "Take it down first.")
+    # A supervisor that was killed had no time to remove it.
+    place.state.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.consortium", "supervise", "--folder", str(place.folder)]
     command += ["--store", store, "--rounds", str(rounds)]
     log = place.folder / "supervisor.log"
@@ -44,19 +46,27 @@ def up(place: Place, store: str, rounds: int) -> dict[str, object]:
 
 def down(place: Place) -> None:
     """Stops every process and waits for it."""
-    try:
-        pid = int(json.loads(place.state.read_text())["process"])
-        os.kill(pid, signal.SIGTERM)
-    except (OSError, ValueError):
-        raise OperationError("consortium-down", "No consortium runs from this folder.", "Name it.") from None
+    if not place.state.is_file() or not _runs(place):
+        raise OperationError("consortium-down", "No consortium runs from this folder.", "Name it.")
+    pid = int(json.loads(place.state.read_text())["process"])
+    os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _UP_SECONDS
     while time.monotonic() < deadline:
-        try:
-            with WorkdirLock(place.folder):
-                return
-        except OperationError:
-            time.sleep(0.2)
+        if not _runs(place):
+            return
+        time.sleep(0.2)
     raise OperationError("consortium-slow", f"Process {pid} does not end.", "Kill it; its children end with it.")
+
+
+def _runs(place: Place) -> bool:
+    """Says whether a supervisor holds the folder; the number in a file may by now be somebody else's."""
+    try:
+        with WorkdirLock(place.folder):
+            return False
+    except OperationError as error:
+        if error.code != "workdir-in-use":
+            raise
+        return True
 
 
 def run_study(place: Place) -> dict[str, object]:

@@ -31,7 +31,9 @@ def supervise(folder: Path, store: str, rounds: int) -> None:
     """Makes the parties if they are not there yet, and runs their processes until SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     place = Place(folder.absolute())
-    with contextlib.suppress(KeyboardInterrupt), WorkdirLock(place.folder), contextlib.ExitStack() as stack:
+    # Never given back here: the kernel does when this process has ended, and `down` waits for that.
+    WorkdirLock(place.folder).__enter__()
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         ports = _ports(place, store)
         running = Running(place, stack)
         if ports.s3 is not None:

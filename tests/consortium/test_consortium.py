@@ -21,7 +21,10 @@ from tasks.audit.verify import verify_evidence
 from tasks.storage.s3_client import open_client
 from tests.canaries import BAD, GOOD, files_under, plant, search, verify_search_sees
 from tests.consortium.parties import BUCKET, Place
+from tests.consortium.proc import family, listening, naming, still_there
 from tests.consortium.supervisor import NGINX, ROOT
+from tests.databases import LEAKY_TABLES, dump_postgres, write_row_everywhere
+from tests.runtime.waiting import wait_until
 
 pytestmark = [
     pytest.mark.long,
@@ -50,39 +53,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             ask(made, "down")
 
 
-def processes(place: Place) -> dict[int, str]:
-    """Returns every process whose command line names the consortium's folder."""
-    found = {}
-    for path in Path("/proc").iterdir():
-        if path.name.isdecimal() and int(path.name) != os.getpid():
-            try:
-                words = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if str(place.folder) in words:
-                found[int(path.name)] = words
-    return found
-
-
-def listening(pids: set[int]) -> set[int]:
-    """Returns which of the processes hold a listening TCP socket."""
-    sockets = set()
-    for name in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A":
-                sockets.add(f"socket:[{fields[9]}]")
-    holders = set()
-    for pid in pids:
-        for handle in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                if str(handle.readlink()) in sockets:
-                    holders.add(pid)
-            except OSError:
-                continue
-    return holders
-
-
 def left_the_sites(place: Place) -> Iterator[tuple[str, bytes]]:
     """Yields everything outside the hospitals' homes: bucket, databases, artifacts, every log, the proxy's included."""
     settings = load_settings(CoordinatorSettings, place.coordinator / "config.json")
@@ -91,18 +61,44 @@ def left_the_sites(place: Place) -> Iterator[tuple[str, bytes]]:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
         for item in page["Contents"]:
             yield item["Key"], client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
-    programs = find_postgres_programs()
-    assert programs is not None
-    log = (place.coordinator / "services" / "postgres.log").read_text()
-    socket_folder = Path(re.findall(r'Unix socket "(.+)"', log)[-1]).parent
     for database in ("prefect", "mlflow"):
-        command = [str(programs / "pg_dump"), "-h", str(socket_folder), "-U", "consilium", "--inserts", database]
-        dumped = subprocess.run(command, capture_output=True, check=True)
-        assert len(dumped.stdout) > 10_000
-        yield f"{database} database", dumped.stdout
+        for table, rows in dump_postgres(sockets(place), database).items():
+            yield f"{database} database/{table}", rows
     yield from files_under(place.coordinator)
     yield from files_under(place.folder / "logs")
     yield "proxy", (place.proxy / "access.log").read_bytes() + (place.proxy / "error.log").read_bytes()
+
+
+def sockets(place: Place) -> Path:
+    """Returns the folder with the socket of the coordinator's PostgreSQL."""
+    log = (place.coordinator / "services" / "postgres.log").read_text()
+    return Path(re.findall(r'Unix socket "(.+)"', log)[-1]).parent
+
+
+def cluster_folder(place: Place) -> Path:
+    """Returns where the coordinator's PostgreSQL keeps its data."""
+    (home,) = {
+        words.split(" -D ")[1].split()[0]
+        for words in family(json.loads(place.state.read_text())["process"]).values()
+        if "/postgres -D " in words
+    }
+    return Path(home)
+
+
+def verify_databases_search_sees(place: Place) -> None:
+    """Fails unless a row that a careless flow really writes into the same Prefect server is found, table by table."""
+    before = dump_postgres(sockets(place), "prefect")
+    # The refusal of the planted row is there: what was searched is where a site's states arrive.
+    assert b"contract-violated" in before["flow_run_state"]
+    assert b"contract-violated" in before["task_run_state"]
+    settings = load_settings(CoordinatorSettings, place.coordinator / "config.json")
+    write_row_everywhere(settings.prefect_api_url, place.folder / "careless", os.environ)
+
+    def seen() -> bool:
+        found = search(dump_postgres(sockets(place), "prefect").items())
+        return {name.partition(":")[0] for name in found} >= LEAKY_TABLES
+
+    wait_until(seen)
 
 
 def test_a_study_runs_through_proxy_and_bucket_verifies_and_leaves_no_process(place: Place) -> None:
@@ -112,7 +108,10 @@ def test_a_study_runs_through_proxy_and_bucket_verifies_and_leaves_no_process(pl
     done = ask(place, "study")
     logs = {name: place.log(name).read_text()[-1500:] for name in ("worker", *place.sites())}
     assert done.returncode == 0, done.stderr + json.dumps(logs, indent=1)
-    assert (place.coordinator / "summary.json").is_file()
+    summary = json.loads((place.coordinator / "summary.json").read_text())
+    for present in summary["participants"].values():
+        assert others[0].stem in present
+        assert refused.stem not in present
 
     report = verify_evidence(place.coordinator / "evidence", read_public_keys(place.coordinator / "public-keys.json"))
     assert report.passed
@@ -121,6 +120,7 @@ def test_a_study_runs_through_proxy_and_bucket_verifies_and_leaves_no_process(pl
     everything = list(left_the_sites(place))
     assert len(everything) > 100
     assert search(everything) == []
+    verify_databases_search_sees(place)
     events = [json.loads(line) for line in (place.coordinator / "events.jsonl").read_text().splitlines()]
     assert [e for e in events if e["event"] == "site-state" and e["site"] == refused.stem and e["code"]]
 
@@ -132,14 +132,24 @@ def test_a_study_runs_through_proxy_and_bucket_verifies_and_leaves_no_process(pl
     # Prefect's worker also asks for a channel that nobody needs.
     assert {line.split()[4].rpartition("/")[2] for line in seen.splitlines() if " 403 " in line} <= {"connect"}
 
-    agents = {pid: words for pid, words in processes(place).items() if " site run " in words}
+    supervisor = json.loads(place.state.read_text())["process"]
+    running = family(supervisor)
+    agents = {pid for (pid, _), words in running.items() if " site run " in words}
     assert len(agents) == len(place.sites())
-    assert listening(set(agents)) == set(), "an agent listens on a port"
-    servers = {pid for pid, words in processes(place).items() if "uvicorn" in words or "nginx" in words}
-    assert listening(servers or set(processes(place))), "the check sees who listens"
+    behind = {pid for agent in agents for pid, _ in family(agent)}
+    assert listening(behind) == set(), "an agent listens on a port"
+    for server in ("uvicorn", "nginx", "moto.server", "mlflow"):
+        started = {pid for (pid, _), words in running.items() if server in words}
+        assert listening(started), f"the look does not see that {server} listens"
+    assert [words for words in running.values() if "/postgres" in words]
 
+    cluster = cluster_folder(place)
     done = ask(place, "down")
     assert done.returncode == 0, done.stderr
-    assert processes(place) == {}
+    assert {pid: words for (pid, start), words in running.items() if still_there([(pid, start)])} == {}
+    assert naming(place.folder) == {}
+    assert not sockets(place).exists()
     assert "No consortium runs" in ask(place, "down").stderr
     shutil.rmtree(place.folder)
+    # Where root runs this, the cluster is another user's and lies elsewhere.
+    shutil.rmtree(cluster, ignore_errors=True)

@@ -10,25 +10,37 @@ from pathlib import Path
 
 import pytest
 
-from infra.postgres import find_postgres_programs, start_postgres
+from infra.postgres import Postgres, find_postgres_programs, start_postgres
 from infra.prefect_server import PrefectServer, prefect_client_environment, start_prefect_server
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    workdir = tmp_path_factory.mktemp("consortium")
-    cluster = None
-    if find_postgres_programs() is not None:
-        cluster = start_postgres(workdir / "postgres", log=workdir / "logs" / "postgres.log")
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the server's files and logs."""
+    return tmp_path_factory.mktemp("consortium")
+
+
+@pytest.fixture(scope="session")
+def cluster(server_folder: Path) -> Iterator[Postgres | None]:
+    """The server's database, or None where PostgreSQL is not installed: then it is a file."""
+    if find_postgres_programs() is None:
+        yield None
+        return
+    running = start_postgres(server_folder / "postgres", log=server_folder / "logs" / "postgres.log")
     try:
-        address = cluster.url() if cluster else None
-        running = start_prefect_server(workdir / "prefect", log=workdir / "logs" / "prefect.log", database_url=address)
         yield running
-        running.stop()
     finally:
-        if cluster is not None:
-            cluster.stop()
-            shutil.rmtree(cluster.data_folder)
+        running.stop()
+        shutil.rmtree(running.data_folder)
+
+
+@pytest.fixture(scope="session")
+def server(server_folder: Path, cluster: Postgres | None) -> Iterator[PrefectServer]:
+    address = cluster.url() if cluster else None
+    log = server_folder / "logs" / "prefect.log"
+    running = start_prefect_server(server_folder / "prefect", log=log, database_url=address)
+    yield running
+    running.stop()
 
 
 @pytest.fixture

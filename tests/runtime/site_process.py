@@ -8,15 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import BudgetError
 from site_agents.admission import AgentFlow
 from site_agents.run_states import coded
 from site_agents.worker import run_agent
+from tests.canaries import GOOD, PATIENT
 
-SECRET_CELL = "patient-cell-4711"
+SECRET_CELL = f"{PATIENT} {GOOD['mean_radius']}"
 
 
 class RoundParameters(BaseModel):
@@ -52,6 +53,7 @@ def make_flows(folder: Path) -> dict[str, AgentFlow]:
 
     @task(name="parse", retries=0)
     async def parse(study: str) -> None:
+        get_run_logger().error("row %s", SECRET_CELL)
         raise ValueError(f"could not convert {SECRET_CELL}")
 
     @flow(name="site-refuse", retries=0)
