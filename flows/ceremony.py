@@ -9,6 +9,7 @@ from prefect import flow
 
 from flows.ceremony_steps import enter_ceremony, sign_ceremony_instruction
 from flows.context import CoordinatorContext
+from flows.departures import verify_holders_remain
 from flows.tasks import deciding, waiting
 from flows.waiting import SiteRuns
 from schemas.errors import OperationError
@@ -27,12 +28,14 @@ async def run_ceremony(context: CoordinatorContext[Agreement], after: int = 0) -
 
     Raises:
         OperationError: `ceremony-incomplete`, naming the silent key holders.
+        TooFewRemain: `holder-left`.
         PeerError: naming the holder whose part does not verify.
     """
 
     @flow(name="key-ceremony", flow_run_name="epoch {epoch}", retries=0, persist_result=False)
     async def ceremony_flow(epoch: int) -> EpochPublic:
         """Lets the key holders make a key that none of them, and nobody else, ever holds."""
+        verify_holders_remain(context)
         runs = SiteRuns(context, "site-ceremony", epoch, f"epoch {epoch}", {"study": context.study, "epoch": epoch})
         await open_epoch(context, epoch)
         await ask_holders(context, runs)

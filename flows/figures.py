@@ -11,13 +11,14 @@ from schemas.errors import EvidenceError, PeerError
 from schemas.layout import attempt_key, ledger_key, round_key
 from schemas.ledger import LedgerEntry, PrivacyEvent, PrivacyReserved, SumOpened
 from schemas.messages import EpsilonReport, Record
+from schemas.plan import Agreement
 from tasks.ledger.chain import read_entry
 from tasks.privacy.accounting import epsilon_report
 from tasks.rounds import read_contribution, read_refusal
 from tasks.storage.mailbox import Signed
 
 
-def read_published(context: CoordinatorContext, site: str) -> list[tuple[str, LedgerEntry]]:
+def read_published(context: CoordinatorContext[Agreement], site: str) -> list[tuple[str, LedgerEntry]]:
     """Returns (study, entry) of everything that `site` has published so far, each with a verified signature.
 
     Raises:

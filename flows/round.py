@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from prefect import flow
 
+from flows.attempts import choose_attempt
 from flows.context import CoordinatorContext
+from flows.departures import verify_enough_remain
 from flows.notices import SITE_SILENT, notify, site_resource
 from flows.opening_steps import OpeningSteps
 from flows.round_steps import Answers, RoundOutcome, RoundSteps, SumSteps
@@ -25,6 +27,9 @@ from tasks.rounds import MAXIMUM_REQUESTS, read_opening, read_record
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.storage.mailbox import Signed
 from tasks.tracking.names import round_name
+
+_ATTEMPT_OVER = frozenset({"too-few-contributions", "budget-exhausted", "epoch-lost"})
+_TOO_FEW = frozenset({"too-few-contributions", "no-quorum", "no-active-set"})
 
 
 class Clock:
@@ -56,7 +61,7 @@ async def run_round(
     Raises:
         OperationError: `too-few-contributions`, `no-quorum`, `no-active-set`; nothing is lost, resume continues.
     """
-    steps = RoundSteps(context, public, lineage, round_, kind)
+    steps = RoundSteps(context, public, lineage, round_, kind, choose_attempt(context, round_))
 
     @flow(name=f"{kind}-round", flow_run_name=round_name(kind, round_), retries=0, persist_result=False)
     async def round_flow() -> RoundOutcome:
@@ -83,7 +88,22 @@ async def reach_opening(
 
     Raises:
         OperationError: `too-few-contributions`, `no-quorum`, `no-active-set`.
+        TooFewRemain: `sites-left`.
     """
+    try:
+        return await _reach_opening(steps, instruction, runs, clock)
+    except OperationError as error:
+        if error.code in _ATTEMPT_OVER:
+            # A site works on one run of a study at a time: the next attempt or ceremony must not wait for this one.
+            await runs.abandon(_everybody(steps))
+        if error.code in _TOO_FEW:
+            verify_enough_remain(steps.context)
+        raise
+
+
+async def _reach_opening(
+    steps: SumSteps, instruction: Signed[Instruction], runs: SiteRuns, clock: Clock
+) -> Signed[Record]:
     opening = read_opening(steps.context.store, steps.plan, steps.round)
     if opening is None:
         with clock("dispatch"):

@@ -136,21 +136,7 @@ class SumSteps(ABC):
         plan = self.plan
         key = attempt_key(plan.study, self.round, self.attempt, None, "instruction.json")
         if not self.context.store.exists(key):
-            self.publish(
-                key,
-                Instruction(
-                    kind=self.kind,
-                    sid_star=self.public.sid_star,
-                    epoch=self.public.epoch,
-                    round=self.round,
-                    attempt=self.attempt,
-                    participants=tuple(site.name for site in plan.contributors),
-                    model=self.before[0],
-                    previous_opening=self.before[1],
-                    length=coefficients(plan, self.kind),
-                    log=self.context.log.position(),
-                ),
-            )
+            self.publish(key, self._instruction())
         found = read_instruction(self.context.store, plan, self.round, self.attempt)
         assert found is not None
         self.context.log.append_once(
@@ -248,10 +234,28 @@ class SumSteps(ABC):
                 "too-few-contributions",
                 f"Round {self.round}: expected at least k_min = {k_min} contributions; "
                 f"missing: {', '.join(f'{s} ({answers.state(s)})' for s in missing)}.",
-                "Start the agents of the silent sites, ask the refusing ones, and resume.",
+                "Start the agents of the silent sites, ask the refusing ones, and resume: after a pause it asks anew.",
             )
 
     # --- parts
+
+    def _instruction(self) -> Instruction:
+        first = read_instruction(self.context.store, self.plan, self.round, 1)
+        if first is not None:
+            # A later attempt is the first one again: sites and auditors refuse any other difference.
+            return first.predicate.model_copy(update={"attempt": self.attempt})
+        return Instruction(
+            kind=self.kind,
+            sid_star=self.public.sid_star,
+            epoch=self.public.epoch,
+            round=self.round,
+            attempt=self.attempt,
+            participants=tuple(site.name for site in self.plan.contributors),
+            model=self.before[0],
+            previous_opening=self.before[1],
+            length=coefficients(self.plan, self.kind),
+            log=self.context.log.position(),
+        )
 
     def _verify_blobs(self, instruction: Signed[Instruction], site: str, contribution: Contribution) -> None:
         key = attempt_key(self.plan.study, self.round, self.attempt, site, "key.bin")

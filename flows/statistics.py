@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prefect import flow, tags
 
+from flows.attempts import choose_attempt
 from flows.ceremony import run_ceremony
 from flows.context import CoordinatorContext, open_question
 from flows.lease import hold_study
@@ -39,7 +40,7 @@ async def run_question(context: CoordinatorContext[StatisticsPlan]) -> Signed[St
         """Counts patients over hospitals under encryption and noise; opens nothing but the sum."""
         context.progress.emit("question-started", study=context.study, sites=[s.name for s in context.plan.sites])
         public = await run_ceremony(context)
-        steps = QuestionSteps(context, public)
+        steps = QuestionSteps(context, public, choose_attempt(context, QUESTION_ROUND))
         instruction = await issue(steps)
         asked = {"study": context.study, "attempt": steps.attempt}
         runs = SiteRuns(context, "site-statistics", QUESTION_ROUND, "question", asked)

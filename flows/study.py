@@ -13,6 +13,7 @@ from prefect.utilities.annotations import quote
 
 from flows.ceremony import run_ceremony
 from flows.context import CoordinatorContext
+from flows.departures import TooFewRemain
 from flows.figures import bytes_down, bytes_up, refusal_codes
 from flows.leftovers import close_leftover_runs
 from flows.pages import show_round, study_tag
@@ -41,6 +42,7 @@ class StudyState:
     rounds: int = 0
     evaluation: RoundOutcome | None = None
     reason: str = ""
+    deserted: bool = False
     outcomes: list[RoundOutcome] = field(default_factory=list)
 
 
@@ -85,6 +87,11 @@ async def _train(context: CoordinatorContext, state: StudyState, tracker: Tracke
                 raise BudgetError(error.code, error.message, error.remedy) from None
             state.reason = error.message
             return
+        except TooFewRemain as error:
+            if state.rounds == 0:
+                raise
+            state.reason, state.deserted = error.message, True
+            return
         if outcome is None:
             continue
         state.lineage, state.rounds = outcome.lineage, round_
@@ -93,9 +100,11 @@ async def _train(context: CoordinatorContext, state: StudyState, tracker: Tracke
 async def _evaluate(context: CoordinatorContext, state: StudyState, tracker: Tracker) -> EvaluationMetrics | None:
     if state.rounds < context.plan.mechanism.rounds and not state.reason:
         state.reason = "the last training rounds were lost with their key ceremony"
+    if state.deserted:  # asking would charge those who remain for a sum that nobody can open
+        return None
     try:
         outcome = await _next_round(context, state, tracker, context.plan.mechanism.rounds + 1, "evaluate")
-    except BudgetExhausted as error:
+    except (BudgetExhausted, TooFewRemain) as error:
         state.reason = state.reason or error.message
         return None
     if outcome is None:

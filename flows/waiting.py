@@ -36,6 +36,9 @@ class SiteRuns:
         self._number = number
         self._label = label
         self._parameters = parameters
+        attempt = parameters.get("attempt", 1)
+        # A later attempt asks for something else than the runs of the one before.
+        self._kind = flow_name if attempt == 1 else f"{flow_name}-{attempt}"
         self._runs: dict[str, tuple[str, int]] = {}
         self._checked = time.monotonic()
 
@@ -87,7 +90,7 @@ class SiteRuns:
         study = self._context.study
         # A resumed coordinator must not find the finished runs of its predecessor: skip numbers that have ended.
         while number <= self._context.options.dispatch_attempts:
-            key = dispatch_key(study, self._flow, site, round=self._number, dispatch=number)
+            key = dispatch_key(study, self._kind, site, round=self._number, dispatch=number)
             name = f"{site} {self._label}" + (f" (dispatch {number})" if number > 1 else "")
             try:
                 run = await dispatch(site, self._flow, self._parameters, key, run_name=name, tags=[study_tag(study)])

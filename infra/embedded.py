@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from flows.attempts import choose_attempt
 from flows.ceremony_steps import enter_ceremony, sign_ceremony_instruction
 from flows.context import CoordinatorContext, open_coordinator
 from flows.figures import epsilon_of_sites
@@ -108,7 +109,9 @@ class EmbeddedConsortium:
             ConsiliumError: the coordinator cannot go on; what the sites decided stays decided.
         """
         faults = faults or Faults()
-        steps = RoundSteps(self.coordinator, public, self.lineage, round_, kind)
+        steps = RoundSteps(
+            self.coordinator, public, self.lineage, round_, kind, choose_attempt(self.coordinator, round_)
+        )
         instruction, opening = steps.issue(), OpeningSteps(steps)
         present = [name for name in self.sites if name not in faults.silent]
         works = {name: SiteRound(self.sites[name], round_, steps.attempt) for name in present}

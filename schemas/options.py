@@ -19,6 +19,7 @@ class RunOptions(Settings):
     Attributes:
         silent_grace_seconds: Wait for a site that was silent in the round before and whose agent has not taken up its
             run; and for a last checkpoint before witnessing the others.
+        attempt_pause_seconds: Wait before a round that too many sites declined is asked again; doubled each time.
         bulk_processes: Over how many processes a participant spreads its work on bulk ciphertexts.
     """
 
@@ -30,6 +31,7 @@ class RunOptions(Settings):
     opening_deadline_seconds: float = Field(default=120, gt=0)
     release_deadline_seconds: float = Field(default=120, gt=0)
     silent_grace_seconds: float = Field(default=20, gt=0)
+    attempt_pause_seconds: float = Field(default=60, gt=0)
     dispatch_attempts: int = Field(default=20, ge=1)
     bulk_processes: int = Field(default=1, ge=1)
 

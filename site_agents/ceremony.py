@@ -115,6 +115,7 @@ class SiteCeremony:
             for site in self.plan.key_holders
         }
         parts = self.party.finish(tests, shares, digests)
+        self.context.verify_member()
         self.context.keystore.save_secrets(self.epoch, parts.secrets.sid_star, parts.secrets.to_bytes())
         self._send("transcript", parts.message)
 

@@ -44,6 +44,7 @@ class Certifying:
         """
         if self.work.epoch.secrets is None:
             return False
+        self.work.context.verify_member()
         name, study = self.work.context.name, self.work.plan.study
         coordinator = self.work.plan.coordinator
         key = attempt_key(study, self.work.round, self.work.attempt, None, "collected.json")
@@ -82,6 +83,7 @@ class Certifying:
         record = read_record(self.work.context.store, self.work.plan, self.work.round)
         if record is None or self.work.epoch.secrets is None:
             return False
+        self.work.context.verify_member()
         secrets = self.work.epoch.secrets
         self._accept_record(record, secrets)
         message = RecordSignature(
@@ -114,6 +116,8 @@ class Certifying:
             if request is None or self.work.epoch.secrets is None:
                 break
             if self.work.context.name in request.predicate.active_set:
+                # The secrets may have been read before they were erased: whoever left shares nothing more.
+                self.work.context.verify_member()
                 self._answer(request, self.work.epoch.secrets)
                 answered += 1
         return answered

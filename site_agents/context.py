@@ -17,10 +17,10 @@ from schemas.plan import Agreement, Plan_co, StudyPlan
 from schemas.statistics import parse_agreement
 from site_agents.cohort.reader import LocalData
 from site_agents.compute import Compute, compute_in_child
-from site_agents.home import SiteHome
+from site_agents.home import SiteHome, open_home
 from site_agents.keystore import Keystore
 from site_agents.outbox import Outbox
-from site_agents.policy import verify_delta, verify_plan_bytes
+from site_agents.policy import verify_delta, verify_member, verify_plan_bytes
 from tasks.ledger.budget import register_cohort
 from tasks.ledger.chain import read_entry
 from tasks.ledger.store import LedgerStore
@@ -57,6 +57,14 @@ class SiteContext(Generic[Plan_co]):
     def is_participant(self, instruction: Instruction) -> bool:
         """Whether `instruction` asks this site for a contribution."""
         return self.name in instruction.participants
+
+    def verify_member(self) -> None:
+        """Refuses a study that the site's own people left, also since this flow run began.
+
+        Raises:
+            SiteDataError: `site-left`.
+        """
+        verify_member(open_home(self.home.folder).settings, self.study)
 
     @property
     def released(self) -> bool:

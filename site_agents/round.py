@@ -31,7 +31,13 @@ class SiteRound(Generic[Plan_co]):
         self._epoch: SiteEpoch | None = None
 
     def read(self) -> None:
-        """Reads the instruction and its epoch: signed by the plan's coordinator, and of a ceremony that all signed."""
+        """Reads the instruction and its epoch: signed by the plan's coordinator, and of a ceremony that all signed.
+
+        Raises:
+            SiteDataError: `site-left`.
+            PeerError, OperationError: as `load_epoch`, and `instruction-missing`.
+        """
+        self.context.verify_member()
         _ = self.instruction, self.epoch
 
     @property

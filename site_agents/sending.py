@@ -98,7 +98,12 @@ class Sending:
         return np.frombuffer(stored, dtype="<i8", offset=64).astype(np.int64, copy=False)
 
     def encrypt(self, values: NDArray[np.int64], verdict: ContractVerdict) -> None:
-        """Encrypts m_i under a one-time key and decides the contribution; everything durable, nothing sent."""
+        """Encrypts m_i under a one-time key and decides the contribution; everything durable, nothing sent.
+
+        Raises:
+            SiteDataError: `site-left`, if the site's people left meanwhile.
+        """
+        self.work.context.verify_member()
 
         def build(folder: Path) -> None:
             key = self.work.context.home.identity.signing

@@ -16,7 +16,7 @@ from infra.cli import main
 from infra.embedded import EmbeddedConsortium, Faults, contribute
 from infra.joining import open_request
 from infra.settings import load_settings
-from schemas.errors import ConsiliumError, OperationError, PeerError, PlanError
+from schemas.errors import ConsiliumError, OperationError, PeerError, PlanError, SiteDataError
 from schemas.options import CoordinatorSettings, SiteSettings
 from site_agents.context import open_context
 from site_agents.home import open_home
@@ -163,7 +163,7 @@ def test_a_site_that_left_never_answers_again_and_the_others_finish(approved: Co
     assert context.ledger.position().size == before + 1
     assert not list((approved.folder / "memory" / gone).glob("*/epoch-*/secrets-*"))
     opened.sites[gone] = opened.open_site(gone)
-    with pytest.raises(OperationError, match="holds no secrets of epoch 1"):
+    with pytest.raises(SiteDataError, match="This site has left the study"):
         contribute(SiteRound(opened.sites[gone], 1, 1))
     outcome = opened.run_round(public, 2, faults=Faults(silent=(gone,)))
     assert gone not in dict(outcome.record.predicate.contributions)
