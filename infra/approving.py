@@ -37,7 +37,11 @@ def read_proposed(home: Path, study: str) -> StudyPlan:
     identity = read_identity(home, settings.name)
     data = site_store(settings).get(plan_key(study))
     if data is None:
-        raise OperationError("no-such-plan", f"There is no plan {study[:12]} in the store.", "Ask the coordinator.")
+        raise OperationError(
+            "no-such-plan",
+            f"There is no plan {study[:12]} in the store.",
+            "Give all 64 digits of its digest, as the coordinator told them.",
+        )
     if sha256_hex(data) != study:
         raise PeerError("plan-changed", "coordinator", "the plan's bytes are not those of its name.")
     plan = parse_canonical(StudyPlan, data, "the plan")
@@ -61,7 +65,15 @@ def read_proposed(home: Path, study: str) -> StudyPlan:
 def describe_decision(home: Path, plan: StudyPlan) -> str:
     """Says in words what approving would mean: the plan, and what it does to this site's budget."""
     settings = load_settings(SiteSettings, home / "config.json")
-    lines = [describe_plan(plan), ""]
+    features = ", ".join(column.name for column in plan.contract.features)
+    lines = [
+        describe_plan(plan),
+        "",
+        f"Purpose  {plan.purpose}",
+        f"With     {', '.join(site.name for site in plan.sites)}; coordinator {plan.coordinator.name}",
+        f"Contract {plan.contract.name}: {features}",
+        "",
+    ]
     if (home / "ledger.sqlite").is_file():
         from infra.budget import describe_home_budget
 
@@ -72,7 +84,10 @@ def describe_decision(home: Path, plan: StudyPlan) -> str:
         finally:
             plan_file.unlink(missing_ok=True)
     else:
-        lines.append(f"Nothing was charged to this data source before; its budget is epsilon {settings.epsilon}.")
+        lines.append(
+            f"Nothing was charged to this data source before; its budget is epsilon {settings.epsilon} at delta "
+            f"{settings.delta}. This study may take up to epsilon {plan.budget.epsilon} at delta {plan.budget.delta}."
+        )
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from infra.homes import read_identity, site_store
 from infra.settings import load_settings
 from schemas.canonical import is_name
 from schemas.envelope import envelope_digest, envelope_signer, open_envelope, sign_envelope
-from schemas.errors import EvidenceError, OperationError, PeerError, PlanError
+from schemas.errors import EvidenceError, OperationError, PeerError, PlanError, SiteDataError
 from schemas.joining import JoinRequest
 from schemas.layout import join_prefix
 from schemas.ledger import NO_STUDY
@@ -25,7 +25,8 @@ def join(home: Path, patients: int, key_holder: bool, contributor: bool) -> tupl
     """Signs a site's request and publishes it under the site's own prefix.
 
     Raises:
-        PlanError: `cohort-not-rounded`; a site that does nothing is `no-part`.
+        SiteDataError: `cohort-not-rounded`.
+        PlanError: `no-part`, a site that does nothing.
         OperationError: the store's refusals, `identity-unreadable`.
     """
     settings = load_settings(SiteSettings, home / "config.json")
@@ -51,8 +52,9 @@ def read_requests(store: Store, names: Sequence[str], files: Sequence[Path] = ()
     """Returns the newest verified request of each site named, from the store, and of each file; by name.
 
     Raises:
-        OperationError: `no-request`, `bad-name`, `request-unreadable`.
-        PeerError: `bad-signature`, `wrong-statement`, `malformed`, `wrong-name`, naming the site; `two-requests`.
+        OperationError: `bad-name`, `request-unreadable`.
+        PeerError: `no-request`, `bad-signature`, `wrong-statement`, `malformed`, `wrong-name`, naming the site;
+            `two-requests`.
     """
     found = {name: _newest(store, name) for name in names}
     for file in files:
@@ -100,7 +102,7 @@ def _newest(store: Store, name: str) -> JoinRequest:
         raise OperationError("bad-name", f"Expected a name like general-hospital, got {name!r}.")
     requests = [open_request(store.get(key) or b"", name) for key in store.list(join_prefix(name))]
     if not requests:
-        raise OperationError("no-request", f"{name} has not asked to join.", "It runs consilium site join.")
+        raise PeerError("no-request", name, "has not asked to join.", "It runs consilium site join.")
     if any(request.site != name for request in requests):
         raise PeerError("wrong-name", name, "a request under its prefix names another site.")
     return max(requests, key=lambda request: request.time)
@@ -109,7 +111,7 @@ def _newest(store: Store, name: str) -> JoinRequest:
 def _verify_rounded(patients: int) -> None:
     step = 10 ** max(0, len(str(patients)) - _SIGNIFICANT_DIGITS)
     if patients % step:
-        raise PlanError(
+        raise SiteDataError(
             "cohort-not-rounded",
             f"Expected a number of patients rounded to {_SIGNIFICANT_DIGITS} digits: it is public for ever.",
             f"Declare {patients - patients % step} or {patients - patients % step + step}.",

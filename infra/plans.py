@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,16 +20,44 @@ def read_plan(path: Path) -> StudyPlan:
     Raises:
         PlanError: `plan-unreadable`, or the rule that the plan breaks and the nearest plan that holds.
     """
+    return make_plan(read_plan_content(path), path.name)
+
+
+def read_plan_content(path: Path) -> dict[str, Any]:
+    """Reads a plan's fields, whose rules are not looked at yet.
+
+    Raises:
+        PlanError: `plan-unreadable`.
+    """
     try:
-        return StudyPlan.model_validate_json(json.dumps(parse_json(path.read_bytes(), path.name)))
+        content = parse_json(path.read_bytes(), path.name)
     except OSError:
-        message = f"Expected a plan in {path}, and it cannot be read."
+        raise _unreadable(f"Expected a plan in {path}, and it cannot be read.") from None
     except EvidenceError as error:
-        message = error.message
+        raise _unreadable(error.message) from None
+    if not isinstance(content, dict):
+        raise _unreadable(f"Expected {path.name} to be a plan.")
+    return content
+
+
+def make_plan(content: dict[str, Any], name: str) -> StudyPlan:
+    """Makes a plan of its fields.
+
+    Args:
+        name: Where they are from, for the error.
+
+    Raises:
+        PlanError: `plan-unreadable`, or the rule that the plan breaks and the nearest plan that holds.
+    """
+    try:
+        return StudyPlan.model_validate_json(json.dumps(content))
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(str(part) for part in item["loc"]) or "format" for item in error.errors()}))
-        message = f"Expected {path.name} to be a plan; these fields do not fit: {fields}."
-    raise PlanError("plan-unreadable", message, "Correct the file, or export the plan again.")
+        raise _unreadable(f"Expected {name} to be a plan; these fields do not fit: {fields}.") from None
+
+
+def _unreadable(message: str) -> PlanError:
+    return PlanError("plan-unreadable", message, "Correct the file, or export the plan again.")
 
 
 def describe_plan(plan: StudyPlan) -> str:

@@ -28,6 +28,13 @@ _POLL_SECONDS: Final[dict[Database, float]] = {"postgresql": 0.3, "sqlite": 3.0}
 _HEARTBEAT_SECONDS: Final[dict[Database, int]] = {"postgresql": 30, "sqlite": 60}
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+_LOCKED_OUT: Final = "the proxy refuses the token"
+_CERTIFICATE_REFUSED: Final = "its certificate is not trusted here"
+_REMEDIES: Final = {
+    _LOCKED_OUT: "Ask the coordinator for this site's token and write it to the file that token_file names.",
+    _CERTIFICATE_REFUSED: "Name the authority that signed it as ca_file in config.json; if it is out of date, ask the "
+    "coordinator.",
+}
 _NO_TELEMETRY: Final = {
     "DO_NOT_TRACK": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -154,12 +161,14 @@ def wait_for_api(api_url: str, timeout_seconds: float = 60.0, password: str | No
         OperationError: `prefect-unreachable`.
     """
     deadline = time.monotonic() + timeout_seconds
-    while not is_healthy(api_url, password):
+    while (why := why_unhealthy(api_url, password)) is not None:
         if time.monotonic() > deadline:
             raise OperationError(
                 "prefect-unreachable",
-                f"No Prefect server answered at {api_url} within {timeout_seconds:.0f} seconds.",
-                "Check PREFECT_API_URL and that the server runs.",
+                f"No Prefect server answered at {api_url} within {timeout_seconds:.0f} seconds: {why}.",
+                _REMEDIES.get(
+                    why, "Check prefect_api_url in config.json (or PREFECT_API_URL) and that the server runs."
+                ),
             )
         time.sleep(0.25)
 
@@ -219,14 +228,19 @@ def proxies_for(url: str) -> urllib.request.ProxyHandler:
 
 
 def is_healthy(api_url: str, password: str | None = None, authority: str | None = None) -> bool:
-    """Says whether the server at `api_url` answers its health check.
+    """Says whether the server at `api_url` answers its health check; arguments as `why_unhealthy`."""
+    return why_unhealthy(api_url, password, authority) is None
+
+
+def why_unhealthy(api_url: str, password: str | None = None, authority: str | None = None) -> str | None:
+    """Says in words why the server at `api_url` does not answer its health check; None if it does.
 
     Args:
         password: ``name:token`` for the proxy in front of the server, which lets nobody in without it.
         authority: File with the authority of the proxy's certificate; by default the system's, or ``SSL_CERT_FILE``.
     """
     if not api_url.startswith(("http://", "https://")):
-        return False
+        return "the address is none of http or https"
     request = urllib.request.Request(f"{api_url}/health")  # noqa: S310  the scheme was looked at above
     if password is not None:
         # Not for whoever a redirect leads to.
@@ -234,9 +248,12 @@ def is_healthy(api_url: str, password: str | None = None, authority: str | None 
     try:
         https = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=authority))
         with urllib.request.build_opener(proxies_for(api_url), https).open(request, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError, ValueError):
-        return False
+            return None if answer.status == 200 else f"status {answer.status}"
+    except urllib.error.HTTPError as error:
+        return _LOCKED_OUT if error.code == 401 else f"status {error.code}"
+    except (OSError, ValueError) as error:
+        untrusted = isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError)
+        return _CERTIFICATE_REFUSED if untrusted else "no connection"
 
 
 def _is_loopback(api_url: str) -> bool:

@@ -6,12 +6,11 @@ import json
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-
-from pydantic import ValidationError
+from typing import Any
 
 from infra.homes import changing, coordinator_store, read_identity
 from infra.joining import entry_of
-from infra.plans import read_plan
+from infra.plans import make_plan, read_plan, read_plan_content
 from infra.settings import load_settings, save_settings
 from schemas.canonical import canonical_bytes
 from schemas.envelope import sign_envelope
@@ -22,34 +21,66 @@ from schemas.messages import PlanApproval
 from schemas.options import CoordinatorSettings
 from schemas.plan import CoordinatorEntry, StudyPlan
 
+STUDY_FILES = (".yaml", ".yml")
 
-def enter_sites(draft: StudyPlan, coordinator: CoordinatorEntry, requests: Sequence[JoinRequest]) -> StudyPlan:
-    """Returns the draft as a new study of these sites.
+
+def enter_sites(draft: Path, coordinator: CoordinatorEntry, requests: Sequence[JoinRequest]) -> StudyPlan:
+    """Returns the plan of a new study of these sites.
+
+    Args:
+        draft: A plan, whose own sites, coordinator and nonce are left out; or a study file (.yaml), from which
+            everything else follows too.
 
     Raises:
-        PlanError: the rule that the sites and the draft's numbers break, and the nearest plan that holds.
+        PlanError: the rule that the sites and the draft's numbers break, and the nearest plan that holds; what the
+            study file's reader raises; `study-sites`, the file declares other sites.
     """
-    content = draft.model_dump(mode="json") | {
+    content = _from_study(draft, requests) if draft.suffix in STUDY_FILES else read_plan_content(draft)
+    content |= {
         "nonce": secrets.token_hex(32),
         "coordinator": coordinator.model_dump(mode="json"),
         "sites": [entry_of(request).model_dump(mode="json") for request in requests],
     }
-    try:
-        return StudyPlan.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        fields = ", ".join(sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()}))
-        raise PlanError("plan-unreadable", f"The sites do not fit the draft: {fields}.", "Correct the draft.") from None
+    return make_plan(content, draft.name)
+
+
+def _from_study(path: Path, requests: Sequence[JoinRequest]) -> dict[str, Any]:
+    from infra.studies.study_file import choose_numbers, derive_parts, read_study
+    from site_agents.policy import verify_delta
+
+    study, contract = read_study(path)
+    asked = {request.site: request.declared_patients for request in requests}
+    if study.sites and study.sites != asked:
+        raise PlanError(
+            "study-sites",
+            f"{path.name} declares other sites or numbers of patients than those that asked.",
+            "Leave `sites` out of the file, or write down what coordinator sites shows.",
+        )
+    for patients in asked.values():
+        verify_delta(study.budget.delta, patients)
+    holders, contributors = (sum(getattr(r, part) for r in requests) for part in ("key_holder", "contributor"))
+    numbers = choose_numbers(study.model_copy(update={"committee": holders}), contributors)
+    parts = derive_parts(study, contract, [r.declared_patients for r in requests if r.contributor])
+    named = {name: getattr(parts, name) for name in parts.__dataclass_fields__} | {"threshold": numbers}
+    return {
+        "format": "consilium/plan/1",
+        "title": study.title,
+        "purpose": study.purpose,
+        **{name: part.model_dump(mode="json") for name, part in named.items()},
+    }
 
 
 def propose(home: Path, draft: Path, requests: Sequence[JoinRequest]) -> StudyPlan:
     """Signs and publishes a plan and makes it the study of the coordinator's home.
 
     Args:
-        draft: A plan. With `requests` its sites, coordinator and nonce are replaced; without, it is taken as it is.
+        draft: A plan, or a study file. With `requests` a plan's sites, coordinator and nonce are replaced; without, it
+            is taken as it is.
         requests: Verified requests of the sites that take part, by name.
 
     Raises:
-        PlanError: `plan-unreadable`, `not-in-plan`, `plan-overspends`, `study-unfinished`, and broken rules.
+        PlanError: `plan-unreadable`, `not-in-plan`, `plan-overspends`, `study-unfinished`, `study-sites`, and broken
+            rules.
         OperationError: the store's refusals.
     """
     from tasks.audit.keys import public_keys_document
@@ -64,10 +95,15 @@ def propose(home: Path, draft: Path, requests: Sequence[JoinRequest]) -> StudyPl
                 "Make another home for another study: coordinator init.",
             )
         identity = read_identity(home, settings.name)
-        plan = read_plan(draft)
+        if draft.suffix in STUDY_FILES and not requests:
+            raise PlanError(
+                "study-sites", "A study file names nobody's keys.", "Name the sites that asked with --site."
+            )
         if requests:
             entry = CoordinatorEntry(name=settings.name, identity_key=identity.identity_key)
-            plan = enter_sites(plan, entry, requests)
+            plan = enter_sites(draft, entry, requests)
+        else:
+            plan = read_plan(draft)
         if (plan.coordinator.name, plan.coordinator.identity_key) != (settings.name, identity.identity_key):
             raise PlanError("not-in-plan", "The plan names another coordinator.", "Name the sites that asked.")
         verify_plan_within_budget(plan)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.homes import coordinator_store, fingerprint, read_identity, site_store
-from infra.prefect_server import is_healthy, proxies_for
+from infra.prefect_server import is_healthy, proxies_for, why_unhealthy
 from infra.services import is_answering
 from infra.settings import load_settings, proxy_password
 from schemas.canonical import parse_canonical, sha256_hex
@@ -53,7 +53,8 @@ def _server_of_site(home: Path, settings: SiteSettings) -> str:
     except OperationError as error:
         return error.code
     authority = str(home / settings.ca_file) if settings.ca_file is not None else None
-    return "answers" if is_healthy(settings.prefect_api_url, password, authority) else "does not answer"
+    why = why_unhealthy(settings.prefect_api_url, password, authority)
+    return "answers" if why is None else f"does not answer: {why}"
 
 
 def coordinator_status(home: Path) -> dict[str, Any]:

@@ -243,7 +243,9 @@ async def _check_pool(client: PrefectClient, site: str) -> None:
     except ObjectNotFound:
         # A stock worker would create a pool under a mistyped name and wait there for ever.
         raise OperationError(
-            "work-pool-missing", f"There is no work pool {pool_name(site)}.", "Check the site's name or register it."
+            "work-pool-missing",
+            f"There is no work pool {pool_name(site)}.",
+            "The coordinator makes it with coordinator deploy; then start the agent again. Is the site's name right?",
         ) from None
     if pool.type != WORKER_TYPE:
         raise OperationError(

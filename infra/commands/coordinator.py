@@ -129,7 +129,9 @@ def sites(home: Path, names: tuple[str, ...], as_json: bool) -> None:
 
 @click.command(
     cls=Example,
-    epilog="consilium coordinator propose --home coord draft.json --site mercy --site general --join north.json\n"
+    epilog="consilium coordinator propose --home coord my-study/study.yaml --site mercy --site general \\\n"
+    "    --site north --join lakeside.json\n"
+    "consilium coordinator propose --home coord draft.json --site mercy --site general --join north.json\n"
     "consilium coordinator propose --home coord plan.json",
 )
 @HOME
@@ -139,8 +141,9 @@ def sites(home: Path, names: tuple[str, ...], as_json: bool) -> None:
 def propose(home: Path, draft: Path, names: tuple[str, ...], files: tuple[Path, ...]) -> None:
     """Sign and publish a plan: the hospitals can approve it from here on.
 
-    DRAFT is a plan. With --site or --join its sites, coordinator and nonce are replaced by real ones; without, it is
-    taken as it is. Compare the fingerprints first: `consilium coordinator sites`.
+    DRAFT is a study file (study.yaml, see `consilium study init`), from which the numbers for the sites named with
+    --site or --join follow; or a plan (JSON), whose sites, coordinator and nonce are replaced by these. A plan without
+    --site and --join is taken as it is. Compare the fingerprints first: `consilium coordinator sites`.
     """
     home = existing(home, "config.json")
     from infra.homes import coordinator_store

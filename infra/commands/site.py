@@ -97,15 +97,19 @@ def join(home: Path, patients: int, key_holder: bool, contributor: bool, out: Pa
 
 @click.command(
     cls=Example,
-    epilog="consilium site approve --home mercy 5e1f…64 digits…\nconsilium site approve --home mercy 5e1f… --yes",
+    epilog="consilium site approve --home mercy 5e1f…64 digits… --out plan.json\n"
+    "consilium site contract check --home mercy --contract plan.json\n"
+    "consilium site approve --home mercy 5e1f…64 digits… --yes",
 )
 @HOME
 @click.argument("study")
 @click.option("--yes", is_flag=True, help="Approve without asking.")
-def approve(home: Path, study: str, yes: bool) -> None:
+@click.option("--out", type=FILE, help="Write the plan to this file, to be read and checked; nothing is signed.")
+def approve(home: Path, study: str, yes: bool, out: Path | None) -> None:
     """Read a proposed plan, see what it would do to this hospital's budget, and sign it.
 
-    STUDY is the plan's digest, as the coordinator told it by a safe way. A running agent takes part at once.
+    STUDY is the plan's digest, all 64 digits, as the coordinator told it by a safe way. A running agent takes part at
+    once. Whether the hospital's table fits is looked at before every use, and by `consilium site contract check`.
     """
     home = existing(home, "config.json")
     from infra.approving import approve as sign
@@ -113,6 +117,10 @@ def approve(home: Path, study: str, yes: bool) -> None:
 
     plan = read_proposed(home, study)
     click.echo(describe_decision(home, plan))
+    if out is not None:
+        out.write_text(plan.model_dump_json(indent=2) + "\n")
+        click.echo(f"Wrote {out}; nothing is signed.")
+        return
     if not yes:
         click.confirm("Sign this plan?", abort=True)
     sign(home, plan)

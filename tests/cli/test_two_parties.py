@@ -15,9 +15,11 @@ from click.testing import CliRunner
 from infra.cli import main
 from infra.embedded import EmbeddedConsortium, Faults, contribute
 from infra.joining import open_request
+from infra.plans import read_plan
 from infra.settings import load_settings
 from schemas.errors import ConsiliumError, OperationError, PeerError, PlanError, SiteDataError
 from schemas.options import CoordinatorSettings, SiteSettings
+from schemas.threshold import default_threshold
 from site_agents.context import open_context
 from site_agents.home import open_home
 from site_agents.round import SiteRound
@@ -176,6 +178,12 @@ def test_a_site_that_left_never_answers_again_and_the_others_finish(approved: Co
 def test_a_plan_is_not_approved_with_other_keys_another_text_or_too_much_epsilon(approved: Consortium) -> None:
     home = approved.home(approved.sites[0])
     assert refused("site", "approve", "--home", str(home), "0" * 64, "--yes").code == "no-such-plan"
+    out = approved.folder / "read.json"
+    shown = run("site", "approve", "--home", str(home), approved.study, "--out", str(out))
+    assert shown.endswith(f"Wrote {out}; nothing is signed.\n")
+    assert "Purpose  Demonstration on real patients' data" in shown
+    assert "This study may take up to epsilon 3 at delta 1e-5." in shown
+    assert read_plan(out).study == approved.study
     change_settings(home, epsilon="2")
     error = refused("site", "approve", "--home", str(home), approved.study, "--yes")
     assert isinstance(error, PlanError)
@@ -218,6 +226,48 @@ def test_a_proposal_names_only_sites_that_asked_and_one_study_a_home(approved: C
     assert shown.startswith(f"{approved.sites[0]}: 110 patients, contributes and holds a share of the key")
     again = refused("coordinator", "propose", *coordinator, str(approved.draft), "--site", approved.sites[0])
     assert again.code == "study-unfinished"
+
+
+HEART = Path(__file__).parents[2] / "studies" / "uci-heart" / "contract.yaml"
+STUDY = """\
+format: consilium/study/1
+title: From a file
+purpose: Nobody has run anything yet.
+budget: {epsilon: 3, delta: 1e-5}
+mechanism: {rounds: 2}
+"""
+
+
+def test_a_study_file_becomes_a_plan_whose_numbers_follow_from_the_sites_that_asked(
+    consortium: Consortium,
+) -> None:
+    file = consortium.folder / "study.yaml"
+    shutil.copyfile(HEART, consortium.folder / "contract.yaml")
+    file.write_text(STUDY)
+    coordinator = ("coordinator", "propose", "--home", str(consortium.coordinator), str(file))
+    assert refused(*coordinator).code == "study-sites"
+    sites = [part for site in consortium.sites[:4] for part in ("--site", site)]
+    assert refused(*coordinator, *sites[:6]).code == "threshold-rule"
+    file.write_text(STUDY + "sites: {" + f"{consortium.sites[0]}: 110" + "}\n")
+    assert refused(*coordinator, *sites).code == "study-sites"
+    file.write_text(STUDY)
+    run(*coordinator, *sites)
+    for site in consortium.sites[:4]:
+        run("site", "approve", "--home", str(consortium.home(site)), consortium.study, "--yes")
+    status = json.loads(run("coordinator", "status", "--home", str(consortium.coordinator), "--json"))
+    assert (status["study"]["title"], status["study"]["state"]) == ("From a file", "approved")
+    plan = json.loads((consortium.coordinator / "plan.json").read_text())
+    assert plan["threshold"] == default_threshold(4).model_dump(mode="json")
+    assert plan["contract"]["name"] == "uci-heart"
+
+
+def test_a_draft_need_not_fit_the_sites_that_it_is_not_for(consortium: Consortium) -> None:
+    draft = json.loads(consortium.draft.read_text())
+    draft["threshold"] = default_threshold(4).model_dump(mode="json")
+    consortium.draft.write_text(json.dumps(draft))
+    sites = [part for site in consortium.sites[:4] for part in ("--site", site)]
+    run("coordinator", "propose", "--home", str(consortium.coordinator), str(consortium.draft), *sites)
+    assert len(json.loads((consortium.coordinator / "plan.json").read_text())["sites"]) == 4
 
 
 def test_a_draft_is_not_published_as_it_is_in_somebody_elses_name(consortium: Consortium) -> None:
@@ -282,7 +332,8 @@ def test_status_says_what_it_cannot_reach(on_s3: Consortium) -> None:
     change_settings(home, s3=s3 | {"endpoint": "http://127.0.0.1:9", "attempts": 1})
     status = json.loads(run("site", "status", "--home", str(home), "--json"))
     assert status["store"]["state"] == "store-unreachable"
-    assert (status["agent"], status["paused"], status["prefect"]) == ("stopped", False, "does not answer")
+    assert (status["agent"], status["paused"]) == ("stopped", False)
+    assert status["prefect"] == "does not answer: no connection"
     assert "(plan not readable): approved" in run("site", "status", "--home", str(home))
 
 

@@ -20,7 +20,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from flows.dispatch import dispatch, wait_for_end
-from infra.prefect_server import PrefectServer, is_healthy, prefect_client_environment
+from infra.prefect_server import PrefectServer, is_healthy, prefect_client_environment, why_unhealthy
 from infra.processes import find_free_port, start_process
 from infra.proxy.config import ProxyOptions, write_proxy
 from schemas.errors import OperationError
@@ -141,9 +141,10 @@ def test_an_agent_works_through_the_proxy_with_its_token(proxy: Proxy, server: P
 def test_the_check_at_an_agents_start_shows_the_token_and_knows_the_authority(proxy: Proxy) -> None:
     password, authority = f"{proxy.site}:{proxy.token(proxy.site)}", str(proxy.authority)
     assert is_healthy(proxy.api_url, password, authority)
-    assert not is_healthy(proxy.api_url, None, authority)
-    assert not is_healthy(proxy.api_url, f"{proxy.site}:guessed", authority)
-    assert not is_healthy(proxy.api_url, password)
+    refused = "the proxy refuses the token"
+    assert why_unhealthy(proxy.api_url, None, authority) == refused
+    assert why_unhealthy(proxy.api_url, f"{proxy.site}:guessed", authority) == refused
+    assert why_unhealthy(proxy.api_url, password) == "its certificate is not trusted here"
 
 
 @needs_nginx
