@@ -67,6 +67,7 @@ async def follow_phases(context: CoordinatorContext[Agreement], epoch: int, runs
     started = time.monotonic()
     end = started + context.options.ceremony_deadline_seconds
     for phase in ALL_PHASES:
+        begun = time.monotonic()
         while missing := missing_messages(context.store, context.plan, epoch, phase):
             if time.monotonic() >= end:
                 raise OperationError(
@@ -75,7 +76,7 @@ async def follow_phases(context: CoordinatorContext[Agreement], epoch: int, runs
                     "Every key holder takes part in a ceremony: start their agents and resume.",
                 )
             await runs.start_missing(missing)
-            await asyncio.sleep(context.options.poll_interval_seconds)
+            await asyncio.sleep(context.options.pause_seconds(time.monotonic() - begun))
         context.progress.emit("ceremony-phase", epoch=epoch, phase=phase)
     context.progress.emit("ceremony-done", epoch=epoch, seconds=round(time.monotonic() - started, 3))
 

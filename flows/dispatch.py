@@ -18,7 +18,7 @@ import anyio
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments.flow_runs import arun_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Crashed
@@ -79,20 +79,24 @@ async def dispatch(
     *,
     run_name: str | None = None,
     tags: Sequence[str] = (),
+    is_new: bool = False,
 ) -> str:
     """Starts the deployment `<flow_name>/<site>` and returns the flow run's id without waiting for it.
 
     Inside a flow the new run is linked as its child. Call it for one site after another: SQLite stalls on several
     writers, and the gain of doing it at once is nothing beside a round.
 
+    Args:
+        is_new: `find_keys` has just not found the key: it is not looked for again.
+
     Raises:
         OperationError: `site-not-registered`, `dispatch-rejected`, `prefect-unreachable`.
     """
     deployment = f"{flow_name}/{site}"
     try:
-        existing = await _find_run(idempotency_key)
-        if existing is not None:
-            return existing
+        existing = [] if is_new else await _find_runs([idempotency_key])
+        if existing:
+            return str(existing[0].id)
         flow_run = await arun_deployment(
             deployment,
             parameters=dict(parameters),
@@ -118,12 +122,25 @@ async def dispatch(
     return str(flow_run.id)
 
 
-async def _find_run(idempotency_key: str) -> str | None:
-    """Returns the run of this key: asking first keeps a replay from leaving an empty child in the run graph."""
-    wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[idempotency_key]))
+async def find_keys(idempotency_keys: Sequence[str]) -> set[str]:
+    """Returns which of the keys name a run already: one request for all sites of a step.
+
+    Raises:
+        OperationError: `prefect-unreachable`.
+    """
+    try:
+        return {run.idempotency_key or "" for run in await _find_runs(idempotency_keys)}
+    except httpx.HTTPError:
+        raise OperationError(
+            "prefect-unreachable", "The Prefect server did not answer.", "Start it, then resume the study."
+        ) from None
+
+
+async def _find_runs(idempotency_keys: Sequence[str]) -> list[FlowRun]:
+    """Returns the runs of these keys: asking first keeps a replay from leaving an empty child in the run graph."""
+    wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=list(idempotency_keys)))
     async with get_client() as client:
-        found = await client.read_flow_runs(flow_run_filter=wanted, limit=1)
-    return str(found[0].id) if found else None
+        return await client.read_flow_runs(flow_run_filter=wanted)
 
 
 async def run_state(flow_run_id: str) -> RunState:

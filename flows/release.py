@@ -117,7 +117,7 @@ async def _wait_for(context: CoordinatorContext[Agreement], runs: SiteRuns, item
         if missing <= gone or waited >= context.options.release_deadline_seconds:
             break
         await runs.revive(sorted(missing))
-        await asyncio.sleep(context.options.poll_interval_seconds)
+        await asyncio.sleep(context.options.pause_seconds(waited))
     return missing
 
 

@@ -143,7 +143,7 @@ async def collect(steps: SumSteps, instruction: Signed[Instruction], answers: An
     options, progress = steps.context.options, steps.context.progress
     participants = instruction.predicate.participants
     shown: dict[str, str] = {}
-    start = time.monotonic()
+    start = news = time.monotonic()
     quiet = steps.silent_before()
     while True:
         steps.collect(instruction, answers)
@@ -153,6 +153,7 @@ async def collect(steps: SumSteps, instruction: Signed[Instruction], answers: An
                 shown[site] = state
                 code = answers.refusals[site].predicate.code if site in answers.refusals else answers.invalid.get(site)
                 progress.emit("site-state", round=steps.round, site=site, state=state, code=code)
+                news = time.monotonic()
         pending = [site for site in participants if site not in answers.settled]
         waited = time.monotonic() - start
         if waited >= options.silent_grace_seconds:
@@ -161,7 +162,8 @@ async def collect(steps: SumSteps, instruction: Signed[Instruction], answers: An
         if not awaited or waited >= options.contribute_deadline_seconds:
             break
         await runs.revive(pending)
-        await asyncio.sleep(options.poll_interval_seconds)
+        # Where one has answered, the others are seldom far behind.
+        await asyncio.sleep(options.pause_seconds(time.monotonic() - news))
     for site in pending:
         progress.emit("site-state", round=steps.round, site=site, state="silent", code=None)
         await notify(SITE_SILENT, steps.context.study, site_resource(site), {"site": site, "round": str(steps.round)})
@@ -290,11 +292,11 @@ async def _until_reviving(
     pending: Callable[[], set[str]],
     deadline_seconds: float,
 ) -> bool:
-    options = steps.context.options
-    end = time.monotonic() + deadline_seconds
+    start = time.monotonic()
     while not done():
-        if time.monotonic() >= end:
+        waited = time.monotonic() - start
+        if waited >= deadline_seconds:
             return False
         await runs.revive(sorted(pending()))
-        await asyncio.sleep(options.poll_interval_seconds)
+        await asyncio.sleep(steps.context.options.pause_seconds(waited))
     return True

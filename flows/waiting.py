@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from flows.context import CoordinatorContext
-from flows.dispatch import abandon_run, dispatch, dispatch_key, run_state
+from flows.dispatch import abandon_run, dispatch, dispatch_key, find_keys, run_state
 from flows.pages import study_tag
 from schemas.errors import OperationError
 from schemas.plan import Agreement
@@ -44,8 +44,10 @@ class SiteRuns:
 
     async def start(self, sites: Iterable[str]) -> None:
         """Starts the sites' flow runs, one after another; a site whose agent never registered is left silent."""
-        for site in sites:
-            await self._start(site, 1)
+        keys = {site: self._key(site, 1) for site in sites}
+        taken = await find_keys(list(keys.values()))
+        for site, key in keys.items():
+            await self._start(site, 1, is_new=key not in taken)
 
     async def revive(self, sites: Iterable[str]) -> None:
         """Starts a new run at each of `sites` whose run has ended; looks at most every `CHECK_RUNS_SECONDS`."""
@@ -86,19 +88,29 @@ class SiteRuns:
             if site in self._runs:
                 await abandon_run(self._runs[site][0], "silent")
 
-    async def _start(self, site: str, number: int) -> None:
+    def _key(self, site: str, number: int) -> str:
+        return dispatch_key(self._context.study, self._kind, site, round=self._number, dispatch=number)
+
+    async def _start(self, site: str, number: int, is_new: bool = False) -> None:
         study = self._context.study
         # A resumed coordinator must not find the finished runs of its predecessor: skip numbers that have ended.
         while number <= self._context.options.dispatch_attempts:
-            key = dispatch_key(study, self._kind, site, round=self._number, dispatch=number)
             name = f"{site} {self._label}" + (f" (dispatch {number})" if number > 1 else "")
             try:
-                run = await dispatch(site, self._flow, self._parameters, key, run_name=name, tags=[study_tag(study)])
+                run = await dispatch(
+                    site,
+                    self._flow,
+                    self._parameters,
+                    self._key(site, number),
+                    run_name=name,
+                    tags=[study_tag(study)],
+                    is_new=is_new,
+                )
             except OperationError as error:
                 if error.code != "site-not-registered":
                     raise
                 return
             self._runs[site] = (run, number)
-            if not (await run_state(run)).is_final:
+            if is_new or not (await run_state(run)).is_final:
                 return
             number += 1

@@ -17,6 +17,7 @@ class RunOptions(Settings):
     """How long to wait. A deadline that passes is a drop-out, never a retry with other bytes.
 
     Attributes:
+        poll_interval_seconds: Longest pause between two looks at the store.
         silent_grace_seconds: Wait for a site that was silent in the round before and whose agent has not taken up its
             run; and for a last checkpoint before witnessing the others.
         attempt_pause_seconds: Wait before a round that too many sites declined is asked again; doubled each time.
@@ -34,6 +35,13 @@ class RunOptions(Settings):
     attempt_pause_seconds: float = Field(default=60, gt=0)
     dispatch_attempts: int = Field(default=20, ge=1)
     bulk_processes: int = Field(default=1, ge=1)
+
+    def pause_seconds(self, waited_seconds: float) -> float:
+        """Returns the pause before the next look: short at first, since whoever is to answer is often at work already.
+
+        Afterwards it is half of what was waited, at most `poll_interval_seconds`.
+        """
+        return min(self.poll_interval_seconds, max(self.poll_interval_seconds / 6, waited_seconds / 2))
 
 
 class S3Settings(Settings):

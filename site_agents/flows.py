@@ -218,13 +218,13 @@ async def _certify(certifying: Certifying, options: RunOptions) -> None:
         await step("check-shares", certifying.check_shares)
     await _wait(lambda: certifying.proposed, options.certify_deadline_seconds, options)
     await step("certify", certifying.certify)
-    end = time.monotonic() + options.opening_deadline_seconds
+    start = time.monotonic()
     answered = 0
-    while not certifying.opened and time.monotonic() < end:
+    while not certifying.opened and (waited := time.monotonic() - start) < options.opening_deadline_seconds:
         if certifying.requests > answered:
             answered = certifying.requests
             await step("share", certifying.share)
-        await asyncio.sleep(options.poll_interval_seconds)
+        await asyncio.sleep(options.pause_seconds(waited))
 
 
 async def _release(release: SiteRelease | SiteAnswer) -> Any:
@@ -256,8 +256,9 @@ def _one_at_a_time(folder: Path, study: str) -> Iterator[None]:
 
 
 async def _wait(done: Callable[[], bool], deadline_seconds: float, options: RunOptions) -> None:
-    end = time.monotonic() + deadline_seconds
+    start = time.monotonic()
     while not done():
-        if time.monotonic() >= end:
+        waited = time.monotonic() - start
+        if waited >= deadline_seconds:
             raise OperationError("deadline", "The others did not answer in time.", "The coordinator resumes.")
-        await asyncio.sleep(options.poll_interval_seconds)
+        await asyncio.sleep(options.pause_seconds(waited))

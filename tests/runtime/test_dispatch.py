@@ -11,7 +11,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 
-from flows.dispatch import abandon_run, dispatch, dispatch_key, run_state, wait_for_end, wait_for_start
+from flows.dispatch import abandon_run, dispatch, dispatch_key, find_keys, run_state, wait_for_end, wait_for_start
 from schemas.errors import OperationError
 from tests.runtime.agents import agent_here, agent_process
 from tests.runtime.waiting import wait_until
@@ -36,6 +36,7 @@ def test_killed_agents_run_does_not_block_a_new_dispatch(tmp_path: Path, agent_e
             site, "site-sleep", PARAMETERS, dispatch_key("s1", "site-sleep", site, round=1, dispatch=2)
         )
         assert second != first
+        assert await find_keys([first_key, f"{first_key}0", "never"]) == {first_key}
         assert (await wait_for_end(second, 90.0, 0.1)).type == "COMPLETED"
         assert (await run_state(first)).type == "RUNNING"
         await abandon_run(first, "agent-silent")

@@ -220,6 +220,22 @@ def test_what_was_read_once_is_not_asked_for_again(store: S3Store, faults: Fault
     assert store.get("sites/a/one") == b"first"
 
 
+def test_what_was_sent_is_not_asked_for_again_but_read_from_the_store(store: S3Store, faults: Faults) -> None:
+    store.put("sites/a/one", b"first")
+    store.put("sites/a/one", b"first")
+    faults.reset()
+    assert store.exists("sites/a/one")
+    assert faults.requests == []
+    assert store.get("sites/a/one") == b"first"
+    assert faults.requests == [f"GET /{store.place.bucket}/sites/a/one"]
+    # What was refused is not there by this store's word.
+    store.client.put_object(Bucket=store.place.bucket, Key="sites/a/two", Body=b"other")
+    with pytest.raises(PeerError, match="sites/a/two already holds other bytes"):
+        store.put("sites/a/two", b"second")
+    store.client.delete_object(Bucket=store.place.bucket, Key="sites/a/two")
+    assert not store.exists("sites/a/two")
+
+
 def test_the_memory_of_what_was_read_is_bounded() -> None:
     known = KnownObjects(total_bytes=10)
     for name in ("a", "b", "c"):
