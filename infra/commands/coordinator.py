@@ -11,6 +11,7 @@ import click
 from infra.commands.base import FILE, FOLDER, Example, existing
 
 HOME = click.option("--home", type=FOLDER, required=True, help="The coordinator's folder.")
+PRINCIPAL = "arn:aws:iam:::user/{name}"
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON on standard output.")
 
 
@@ -27,6 +28,12 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON on
 @click.option("--endpoint", help="Address of the S3 server [default: Amazon's].")
 @click.option("--region", default="us-east-1", show_default=True, help="Region of the bucket.")
 @click.option("--ca-file", type=FILE, help="Certificates that sign the store's, if the system's do not.")
+@click.option(
+    "--owner", type=FILE, help="Keys of the bucket's owner: give this coordinator its part of the bucket first."
+)
+@click.option(
+    "--principal", default=PRINCIPAL, show_default=True, help="With --owner: pattern of the users' ARNs in the policy."
+)
 @click.option("--prefect-port", type=click.IntRange(1, 65535), default=4200, show_default=True, help="Prefect's port.")
 @click.option("--mlflow-port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="MLflow's port.")
 @click.option("--prefect-database", type=FILE, help="File, mode 0600, with the address of a PostgreSQL for Prefect.")
@@ -39,12 +46,19 @@ def init(
     endpoint: str | None,
     region: str,
     ca_file: Path | None,
+    owner: Path | None,
+    principal: str,
     prefect_port: int,
     mlflow_port: int,
     prefect_database: Path | None,
     mlflow_database: Path | None,
 ) -> None:
-    """Make the coordinator's folder: settings and fresh keys. The store is asked whether it keeps what it is given."""
+    """Make the coordinator's folder: settings and fresh keys. The store is asked whether it keeps what it is given.
+
+    A bucket lets in nobody but its owner before it has a policy: --owner sets one that names this coordinator alone, in
+    place of the policy that is there; `consilium coordinator bucket` adds the hospitals.
+    """
+    from infra.buckets import apply_bucket, make_policy
     from infra.homes import coordinator_store, fingerprint, make_home, make_s3, store_address
     from infra.settings import save_settings
     from schemas.options import CoordinatorSettings
@@ -58,6 +72,8 @@ def init(
         mlflow_uri=f"http://127.0.0.1:{mlflow_port}",
         artifacts="",
     )
+    if owner is not None:
+        apply_bucket(settings, owner, make_policy(settings, (), principal, enforce=False), None)
     coordinator_store(settings)  # a bucket that overwrites is refused before anything is made
     identity = make_home(home, settings)
     services = ServiceSettings(
@@ -209,7 +225,7 @@ def backup(home: Path, out: Path) -> None:
 )
 @HOME
 @click.argument("names", nargs=-1, required=True)
-@click.option("--principal", default="arn:aws:iam:::user/{name}", show_default=True, help="Pattern of the users' ARNs.")
+@click.option("--principal", default=PRINCIPAL, show_default=True, help="Pattern of the users' ARNs.")
 @click.option("--enforce", is_flag=True, help="Let the server refuse unconditional writes (Amazon's condition keys).")
 @click.option("--owner", type=FILE, help="Credentials of the bucket's owner: apply the policy and the lifecycle.")
 @click.option(

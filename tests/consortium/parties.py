@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from infra.cli import main
 from infra.settings import load_settings
 from schemas.options import CoordinatorSettings
 from tests.consortium.tls import write_certificate
-from tests.simulator import change_settings, prepare
+from tests.simulator import Prepared, change_settings, prepare
 from tests.storage.s3_servers import write_credentials
 
+AddUser = Callable[[str, str], None]
 SITES = 4
 BUCKET = "study"
 
@@ -28,6 +29,19 @@ class Ports:
     mlflow: int
     s3: int | None
     proxy: int | None
+    bucket: str = BUCKET
+
+    def s3_endpoint(self, name: str) -> str:
+        """Returns where the participant `name` finds the S3 server."""
+        return f"http://127.0.0.1:{self.s3}"
+
+    def prefect_url(self, name: str) -> str:
+        """Returns where the hospital `name` finds Prefect: the proxy, or the server where there is no proxy."""
+        return f"http://127.0.0.1:{self.prefect}/api" if self.proxy is None else f"https://127.0.0.1:{self.proxy}/api"
+
+    def listen(self) -> str:
+        """Returns where the proxy listens."""
+        return f"127.0.0.1:{self.proxy}"
 
 
 @dataclass(frozen=True)
@@ -64,36 +78,58 @@ class Place:
         return self.folder / "logs" / f"{name}.log"
 
 
-def make_parties(place: Place, ports: Ports, rounds: int) -> None:
-    """Makes everybody's home, lets the hospitals join and approve, and hands out the proxy's tokens."""
+def let_in(name: str, secret: str) -> None:
+    """Adds no user: moto takes any key."""
+
+
+def make_parties(place: Place, ports: Ports, rounds: int, add_user: AddUser = let_in) -> None:
+    """Makes everybody's home, lets the hospitals join and approve, and hands out the proxy's tokens.
+
+    Args:
+        add_user: Told every name and secret that the S3 server is to know; the bucket then has a policy.
+    """
     draft = prepare(place.folder / "draft", rounds=rounds, sites=SITES)
     names = [site.name for site in draft.plan.sites]
-    if ports.s3 is not None:
-        _make_bucket(place, ports.s3)
-    _type("coordinator", "init", "--home", str(place.coordinator), *_store(place, ports, "coordinator"), *_ports(ports))
-    if ports.proxy is not None:
+    if ports.proxy is not None and not place.certificate.exists():
         write_certificate(place.folder, days=30)
+    stores = {name: _store(place, ports, name, add_user) for name in ("coordinator", *names)}
+    owner: Sequence[str] = ()
+    if ports.s3 is not None:
+        _make_bucket(place, ports, add_user)
+        owner = () if add_user is let_in else ("--owner", str(place.folder / "keys" / "owner.json"))
+    home = str(place.coordinator)
+    _type("coordinator", "init", "--home", home, *stores["coordinator"], *_ports(ports), *owner)
+    if owner:
+        _type("coordinator", "bucket", "--home", home, *names, *owner)
     for name in names:
-        home = place.folder / "sites" / name
-        table = place.folder / "tables" / f"{name}.parquet"
-        table.parent.mkdir(exist_ok=True)
-        shutil.copyfile(draft.workdir.site(name) / "cohort.parquet", table)
-        asked = ["--name", name, "--data", str(table), "--epsilon", "3", "--delta", "1e-5"]
-        _type("site", "init", "--home", str(home), *asked, *_store(place, ports, name), *_server(place, ports, home))
-        _type("site", "join", "--home", str(home), "--patients", "140")
+        _make_hospital(place, name, draft, stores[name], ports)
     plan = place.folder / "draft.json"
     content = draft.plan.model_dump(mode="json") | {"reviewers": [], "release": {"reviewers_needed": 1}}
     plan.write_text(json.dumps(content))
     named = [part for name in names for part in ("--site", name)]
-    _type("coordinator", "propose", "--home", str(place.coordinator), str(plan), *named)
-    for name, home in place.sites().items():
-        _type("site", "approve", "--home", str(home), place.study, "--yes")
+    _type("coordinator", "propose", "--home", home, str(plan), *named)
+    for name, site in place.sites().items():
+        _type("site", "approve", "--home", str(site), place.study, "--yes")
         memory = place.folder / "memory" / name
         memory.mkdir(mode=0o700, parents=True)
         # Beside the rest: whoever removes the folder has removed everything.
-        change_settings(home, memory_folder=str(memory))
+        change_settings(site, memory_folder=str(memory))
     if ports.proxy is not None:
-        _make_proxy(place, ports.proxy)
+        _make_proxy(place, ports)
+
+
+def _make_hospital(place: Place, name: str, draft: Prepared, store: Sequence[str], ports: Ports) -> None:
+    home = place.folder / "sites" / name
+    table = place.folder / "tables" / f"{name}.parquet"
+    table.parent.mkdir(exist_ok=True)
+    shutil.copyfile(draft.workdir.site(name) / "cohort.parquet", table)
+    asked = ["--name", name, "--data", str(table), "--epsilon", "3", "--delta", "1e-5"]
+    # The proxy and the S3 server have one certificate.
+    trusted = ["--ca-file", str(place.certificate)] if ports.proxy is not None else []
+    token = ["--token-file", str(home / "token")] if ports.proxy is not None else []
+    server = ["--prefect", ports.prefect_url(name), *token, *trusted]
+    _type("site", "init", "--home", str(home), *asked, *store, *server)
+    _type("site", "join", "--home", str(home), "--patients", "140")
 
 
 def _type(*command: str) -> None:
@@ -104,40 +140,36 @@ def _ports(ports: Ports) -> Sequence[str]:
     return ("--prefect-port", str(ports.prefect), "--mlflow-port", str(ports.mlflow))
 
 
-def _store(place: Place, ports: Ports, name: str) -> Sequence[str]:
+def _store(place: Place, ports: Ports, name: str, add_user: AddUser) -> Sequence[str]:
     if ports.s3 is None:
         return ("--store", str(place.folder / "store"))
-    keys = write_credentials(place.folder / "keys", name, secrets.token_urlsafe(16))
-    return (
-        "--store",
-        f"s3://{BUCKET}/one",
-        "--credentials",
-        str(keys),
-        "--endpoint",
-        f"http://127.0.0.1:{ports.s3}",
-    )
+    endpoint = ports.s3_endpoint(name)
+    trusted = ("--ca-file", str(place.certificate)) if endpoint.startswith("https") else ()
+    keys = _write_keys(place, name, add_user)
+    return ("--store", f"s3://{ports.bucket}/one", "--credentials", str(keys), "--endpoint", endpoint, *trusted)
 
 
-def _make_bucket(place: Place, port: int) -> None:
+def _write_keys(place: Place, name: str, add_user: AddUser) -> Path:
+    secret = secrets.token_urlsafe(16)
+    add_user(name, secret)
+    (place.folder / "keys").mkdir(mode=0o700, exist_ok=True)
+    return write_credentials(place.folder / "keys", name, secret)
+
+
+def _make_bucket(place: Place, ports: Ports, add_user: AddUser) -> None:
     from schemas.options import S3Settings
     from tasks.storage.s3_client import open_client
 
-    (place.folder / "keys").mkdir(mode=0o700)
-    keys = write_credentials(place.folder / "keys", "owner", secrets.token_urlsafe(16))
-    settings = S3Settings(endpoint=f"http://127.0.0.1:{port}", credentials_file=str(keys))
-    open_client(settings).create_bucket(Bucket=BUCKET)
+    endpoint = ports.s3_endpoint("coordinator")
+    authority = str(place.certificate) if endpoint.startswith("https") else None
+    keys = _write_keys(place, "owner", add_user)
+    settings = S3Settings(endpoint=endpoint, credentials_file=str(keys), ca_file=authority)
+    open_client(settings).create_bucket(Bucket=ports.bucket)
 
 
-def _server(place: Place, ports: Ports, home: Path) -> Sequence[str]:
-    if ports.proxy is None:
-        return ("--prefect", f"http://127.0.0.1:{ports.prefect}/api")
-    address = f"https://127.0.0.1:{ports.proxy}/api"
-    return ("--prefect", address, "--token-file", str(home / "token"), "--ca-file", str(place.certificate))
-
-
-def _make_proxy(place: Place, port: int) -> None:
+def _make_proxy(place: Place, ports: Ports) -> None:
     tls = ("--certificate", str(place.certificate), "--key", str(place.folder / "tls-key.pem"))
-    listen = f"127.0.0.1:{port}"
+    listen = ports.listen()
     _type("coordinator", "proxy", "--home", str(place.coordinator), "--listen", listen, *tls, "--out", str(place.proxy))
     for name, home in place.sites().items():
         token = home / "token"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -12,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def write_certificate(folder: Path, days: int = 1) -> tuple[Path, Path]:
-    """Writes ``tls.pem`` and ``tls-key.pem`` for 127.0.0.1 and returns their paths."""
+def write_certificate(folder: Path, days: int = 1, addresses: Sequence[str] = ("127.0.0.1",)) -> tuple[Path, Path]:
+    """Writes ``tls.pem`` and ``tls-key.pem`` for `addresses` and returns their paths."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "consilium test")])
+    names = [x509.IPAddress(IPv4Address(each)) for each in addresses]
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -25,7 +27,7 @@ def write_certificate(folder: Path, days: int = 1) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )

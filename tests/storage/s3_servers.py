@@ -6,10 +6,10 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,13 +77,18 @@ def missing_programs() -> list[str]:
 
 
 class Radosgw:
-    """One monitor, one in-memory store and one gateway, as processes in a folder."""
+    """One monitor, one in-memory store and one gateway, as processes in a folder.
 
-    def __init__(self, folder: Path) -> None:
+    With `tls`, certificate chain and private key in one PEM file, the gateway speaks https.
+    """
+
+    def __init__(self, folder: Path, tls: Path | None = None) -> None:
         self.folder = folder
+        self.tls = tls
         self.port = find_free_port()
         self._monitor_port = find_free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._gateway: subprocess.Popen[bytes] | None = None
         self._configuration = folder / "ceph.conf"
 
     def start(self) -> None:
@@ -102,8 +107,24 @@ class Radosgw:
         self._ceph("osd", "new", identifier)
         self._run(*self._program("ceph-osd"), "-i", "0", "--mkfs", "--osd-uuid", identifier)
         self._start("ceph-osd", "-i", "0")
-        self._start("radosgw", "-n", "client.rgw")
+        self.start_gateway()
         self._wait()
+
+    def start_gateway(self) -> None:
+        """Starts the gateway; the store behind it keeps what it has."""
+        self._gateway = self._start("radosgw", "-n", "client.rgw")
+
+    def kill_gateway(self) -> None:
+        """Kills the gateway as a machine that loses its power would."""
+        if self._gateway is not None:
+            self._gateway.kill()
+            self._gateway.wait()
+            self._processes.remove(self._gateway)
+            self._gateway = None
+
+    def has_gateway(self) -> bool:
+        """Says whether the gateway runs."""
+        return self._gateway is not None and self._gateway.poll() is None
 
     def stop(self) -> None:
         for process in reversed(self._processes):
@@ -130,10 +151,12 @@ class Radosgw:
         if done.returncode:
             raise RuntimeError(f"{command[0]}: {done.stderr.decode(errors='replace')[-2000:]}")
 
-    def _start(self, program: str, *arguments: str) -> None:
+    def _start(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{program}.log").open("ab") as log:
             command = (*self._program(program), "-f", *arguments)
-            self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL))
+            process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        self._processes.append(process)
+        return process
 
     def _wait(self) -> None:
         deadline = time.monotonic() + 180
@@ -141,7 +164,7 @@ class Radosgw:
             if dead := [p.args for p in self._processes if p.poll() is not None]:
                 raise RuntimeError(f"{dead} ended; see {self.folder}")
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=2):
+                with socket.create_connection(("127.0.0.1", self.port), timeout=2):
                     return
             except OSError:
                 if time.monotonic() > deadline:
@@ -150,6 +173,8 @@ class Radosgw:
 
     def _settings(self) -> str:
         user = "" if os.geteuid() else "setuser = root\nsetgroup = root\n"
+        at = f"127.0.0.1:{self.port}"
+        endpoint = f"endpoint={at}" if self.tls is None else f"ssl_endpoint={at} ssl_certificate={self.tls}"
         return f"""[global]
 fsid = 11111111-2222-3333-4444-555555555555
 mon_host = [v1:127.0.0.1:{self._monitor_port}]
@@ -178,7 +203,7 @@ osd_memory_target = 939524096
 crash_dir = {self.folder}/run
 {user}
 [client.rgw]
-rgw_frontends = beast endpoint=127.0.0.1:{self.port}
+rgw_frontends = beast {endpoint}
 rgw_thread_pool_size = 32
 rgw_dns_name = 127.0.0.1
 rgw_lc_debug_interval = 5
