@@ -46,7 +46,8 @@ class Links:
         """Opens a link to `target` and returns its port."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await self._serve(target, reader, writer)
+            with contextlib.suppress(asyncio.CancelledError):  # at the end of all links
+                await self._serve(target, reader, writer)
 
         async def begin() -> int:
             server = await asyncio.start_server(serve, self._gateway, 0)

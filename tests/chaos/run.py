@@ -64,7 +64,7 @@ def run_seed(
     store: ObjectStore,
     *,
     rounds: int = 10,
-    limit_seconds: float = 900,
+    limit_seconds: float = 1800,
     separate: bool = True,
     script: list[Blow] | None = None,
 ) -> Outcome:
