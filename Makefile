@@ -55,7 +55,8 @@ study-heart study-eicu: study-%: $(VENV)/.installed-test
 	$(BIN)/consilium study run studies/$(STUDY)/study.yaml --accuracy --data-dir "$(DATA_DIR)" \
 	  --out "$(OUT_DIR)/$*" --resume $(STUDY_ARGS)
 
-# Studies whose processes are killed and whose links are cut when a seed says so; finished seeds are kept.
+# Studies whose processes are killed and whose links are cut when a seed says so, a network namespace per host (as root);
+# finished seeds are kept.
 # CHAOS_ARGS="--seeds 0-4 --rounds 5" runs some, shorter.
 chaos: $(VENV)/.installed-test
 	$(BIN)/python -m tests.chaos --out "$(OUT_DIR)/chaos" $(CHAOS_ARGS)

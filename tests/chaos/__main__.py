@@ -36,9 +36,7 @@ def main() -> int:
     folder.chmod(0o711)  # the database's account passes through where the runs are root's
     network = Namespaces(HOSTS) if separate else Loopback()
     failures = 0
-    with open_object_store(
-        folder, ["127.0.0.1", *{network.gateway(host) for host in HOSTS}, *_listens(separate)]
-    ) as s3:
+    with open_object_store(folder, network.certified(HOSTS)) as s3:
         for seed in wanted:
             outcome = _try(seed, folder, s3, options.rounds, separate)
             if outcome is None:
@@ -65,10 +63,6 @@ def _try(seed: int, folder: Path, store: ObjectStore, rounds: int, separate: boo
         return None
     remove_run(place)
     return outcome
-
-
-def _listens(separate: bool) -> list[str]:
-    return [Namespaces(HOSTS).address("coordinator")] if separate else []
 
 
 def _say_what_is_missing() -> bool:

@@ -21,6 +21,9 @@ class Network(Protocol):
     def address(self, host: str) -> str:
         """Returns the address at which the links find `host`."""
 
+    def certified(self, hosts: Sequence[str]) -> list[str]:
+        """Returns the addresses that a certificate of the servers must be good for."""
+
     def inside(self, host: str, command: Sequence[str]) -> list[str]:
         """Returns the command that runs `command` on `host`."""
 
@@ -42,6 +45,9 @@ class Loopback:
 
     def address(self, host: str) -> str:
         return "127.0.0.1"
+
+    def certified(self, hosts: Sequence[str]) -> list[str]:
+        return ["127.0.0.1"]
 
     def inside(self, host: str, command: Sequence[str]) -> list[str]:
         return list(command)
@@ -67,6 +73,9 @@ class Namespaces:
 
     def address(self, host: str) -> str:
         return f"10.{64 + self._process % 128}.{self._number[host]}.2"
+
+    def certified(self, hosts: Sequence[str]) -> list[str]:
+        return ["127.0.0.1", *(find(host) for host in hosts for find in (self.gateway, self.address))]
 
     def inside(self, host: str, command: Sequence[str]) -> list[str]:
         return [_program("ip"), "netns", "exec", self._name(host), *command]

@@ -31,6 +31,7 @@ NAMES = tuple(f"hospital-{number:02d}" for number in range(1, SITES + 1))
 HOSTS = (COORDINATOR, *NAMES)
 DEADLINE_SECONDS = 20.0
 OPTIONS = {
+    "poll_interval_seconds": 0.5,
     "ceremony_deadline_seconds": 60,
     "contribute_deadline_seconds": DEADLINE_SECONDS,
     "certify_deadline_seconds": DEADLINE_SECONDS,

@@ -1,0 +1,62 @@
+"""A handful of short studies under chaos; `make chaos` runs twenty long ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.network import Loopback, Namespaces, missing_for_namespaces
+from tests.chaos.run import HOSTS, remove_run, run_seed
+from tests.chaos.script import Blow
+from tests.chaos.stores import ObjectStore, open_object_store
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux")]
+SEPARATE = not missing_for_namespaces()
+# Every kind of death at least once, and those of several at the same time.
+SCRIPTS = {
+    "a run, the store and MLflow die": (
+        Blow(1, 1.0, "kill", "run", 5.0),
+        Blow(2, 1.0, "kill", "s3", 6.0),
+        Blow(3, 0.5, "kill", "mlflow", 4.0),
+    ),
+    "PostgreSQL dies, then Prefect while a hospital's clock is off": (
+        Blow(0, 2.0, "clock", "hospital-02", 30.0),
+        Blow(1, 2.0, "kill", "postgres", 3.0),
+        Blow(2, 2.0, "kill", "prefect", 3.0),
+    ),
+    "the coordinator's host and a hospital's boot again, a disk is full": (
+        Blow(1, 1.0, "disk-full", "hospital-01", 10.0),
+        Blow(2, 2.0, "reboot", "coordinator", 5.0),
+        Blow(3, 2.0, "reboot", "hospital-03", 5.0),
+    ),
+    "links are cut, unplugged, lossy and narrow": (
+        Blow(0, 1.0, "lossy", "hospital-01", 20.0),
+        Blow(1, 0.0, "unplug", "hospital-02", 12.0),
+        Blow(2, 0.0, "narrow", "coordinator", 20.0),
+        Blow(3, 1.0, "cut", "hospital-04", 30.0),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chaos")
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> Iterator[ObjectStore]:
+    network = Namespaces(HOSTS) if SEPARATE else Loopback()
+    with open_object_store(folder, network.certified(HOSTS)) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_nothing_is_lost_when(name: str, folder: Path, store: ObjectStore) -> None:
+    number = list(SCRIPTS).index(name)
+    place = folder / f"study-{number}"
+    outcome = run_seed(number, place, store, rounds=3, separate=SEPARATE, script=list(SCRIPTS[name]))
+    assert outcome.verdict.rounds + outcome.verdict.dead <= 3
+    assert outcome.verdict.rounds >= 1
+    remove_run(place)
