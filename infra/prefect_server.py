@@ -91,8 +91,8 @@ def start_prefect_server(
     folder.mkdir(parents=True, exist_ok=True)
     database: Database = "postgresql" if database_url else "sqlite"
     address = database_url or f"sqlite+aiosqlite:///{folder.resolve() / 'prefect.db'}"
-    # The same command that `prefect server start --background` runs, without its questions to a terminal.
-    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    # The command of `prefect server start --background` without its questions to a terminal, and closed to other pages.
+    command = [sys.executable, "-m", "uvicorn", "--factory", "infra.prefect_app:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(chosen), "--timeout-keep-alive", "30", "--log-level", "warning"]
     command += ["--timeout-graceful-shutdown", "2"]  # without it a browser page left open keeps the server alive
     process = start_process(

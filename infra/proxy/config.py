@@ -154,7 +154,8 @@ http {{
         default upgrade;
         "" "";
     }}
-    limit_req_zone $remote_user zone=sites:1m rate=50r/s;
+    # By address: the name in a request is anybody's until the token is verified, and would lock its owner out.
+    limit_req_zone $binary_remote_addr zone=clients:1m rate=200r/s;
 
     server {{
         listen {listen} ssl;
@@ -165,7 +166,7 @@ http {{
 
         auth_basic "consilium";
         auth_basic_user_file {users};
-        limit_req zone=sites burst=100 nodelay;
+        limit_req zone=clients burst=400 nodelay;
 
         location / {{
             if ($refused) {{
@@ -173,7 +174,8 @@ http {{
             }}
             proxy_pass {upstream};
             proxy_http_version 1.1;
-            proxy_set_header Host $host;
+            # The server answers to its own address only: a name could be anybody's.
+            proxy_set_header Host $proxy_host;
             proxy_set_header Upgrade $http_upgrade;
             proxy_set_header Connection $connection_upgrade;
             # The token is for this proxy; the server behind it never sees it.

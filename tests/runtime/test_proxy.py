@@ -11,9 +11,11 @@ import ssl
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPSConnection
 from pathlib import Path
+from threading import Event
 from uuid import uuid4
 
 import pytest
@@ -219,6 +221,34 @@ def test_no_spelling_of_a_path_slips_through(proxy: Proxy) -> None:
         for method in ("GET", "POST"):
             # 404: nginx itself joined the dots before anything was asked behind it
             assert proxy.ask(method, target, proxy.site) in (400, 403, 404), target
+
+
+@needs_nginx
+@pytest.mark.usefixtures("prefect_settings")
+def test_a_stranger_with_a_sites_name_does_not_use_up_its_requests(proxy: Proxy) -> None:
+    asyncio.run(ensure_site_pool(proxy.site))
+    context = ssl.create_default_context(cafile=str(proxy.authority))
+    pair = base64.b64encode(f"{proxy.site}:guessed".encode()).decode()
+    guess = f"GET /api/health HTTP/1.1\r\nHost: proxy\r\nAuthorization: Basic {pair}\r\n\r\n".encode()
+    served = Event()
+
+    def flood() -> None:
+        while not served.is_set():
+            plain = socket.create_connection(("127.0.0.1", proxy.port), timeout=20, source_address=("127.0.0.2", 0))
+            with plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as stranger:
+                for _ in range(20):
+                    stranger.sendall(guess * 40)
+                    stranger.recv(1 << 16)
+
+    with ThreadPoolExecutor() as strangers:
+        floods = [strangers.submit(flood) for _ in range(3)]
+        try:
+            answers = [proxy.ask("GET", f"/api/work_pools/consilium-{proxy.site}", proxy.site) for _ in range(10)]
+        finally:
+            served.set()
+        for flooded in floods:
+            flooded.result()
+    assert answers == [200] * 10
 
 
 def test_a_repeated_write_keeps_tokens_and_no_file_holds_them_for_others(tmp_path: Path) -> None:
