@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.postgres import Postgres, find_postgres_programs, start_postgres
@@ -20,28 +20,65 @@ from schemas.options import CoordinatorSettings
 from schemas.services import ServiceSettings
 
 _START_SECONDS = 120.0
+_MAXIMUM_RESTARTS, _RESTART_WINDOW_SECONDS = 5, 300.0
+_POSTGRES, _PREFECT, _MLFLOW = "PostgreSQL", "the Prefect server", "MLflow"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Services:
-    """What runs, and where."""
+    """What runs, and where.
+
+    Attributes:
+        restarts: Times (monotonic seconds) at which a server was started again.
+    """
 
     prefect: PrefectServer
     mlflow: ChildProcess
     mlflow_address: str
     postgres: Postgres | None
+    start_prefect: Callable[[], PrefectServer]
+    start_mlflow: Callable[[], ChildProcess]
+    restarts: list[float] = field(default_factory=list)
 
     def verify_alive(self) -> None:
         """Raises OperationError `service-died`, naming the one that ended and its log."""
-        running: tuple[tuple[str, bool, Path], ...] = (
-            ("the Prefect server", self.prefect.is_alive(), self.prefect.process.log),
-            ("MLflow", self.mlflow.is_alive(), self.mlflow.log),
-        )
-        if self.postgres is not None:
-            running += (("PostgreSQL", self.postgres.is_alive(), self.postgres.process.log),)
-        for name, alive, log in running:
+        for name, alive, log in self._states():
             if not alive:
                 raise OperationError("service-died", f"{name} ended; see {log}.", "Run the command again.")
+
+    def tend(self, say: Callable[[str], None]) -> None:
+        """Starts Prefect or MLflow again where it ended: the death of a view must not stop what others do.
+
+        Raises:
+            OperationError: `service-died` if PostgreSQL ended, which takes both along, or servers end again and again.
+        """
+        died = [name for name, alive, _ in self._states() if not alive]
+        if not died:
+            return
+        now = time.monotonic()
+        self.restarts = [at for at in self.restarts if now - at < _RESTART_WINDOW_SECONDS]
+        if len(self.restarts) >= _MAXIMUM_RESTARTS or _POSTGRES in died:
+            self.verify_alive()
+        self.restarts.append(now)
+        say(f"Starting {' and '.join(died)} again")
+        # First whatever a dead server left behind: it may hold the port.
+        if _MLFLOW in died:
+            self.mlflow.kill()
+            self.mlflow = self.start_mlflow()
+        if _PREFECT in died:
+            self.prefect.process.kill()
+            self.prefect = self.start_prefect()
+
+    def stop(self) -> None:
+        """Stops Prefect's server, then MLflow."""
+        self.prefect.stop()
+        self.mlflow.stop()
+
+    def _states(self) -> Iterator[tuple[str, bool, Path]]:
+        if self.postgres is not None:
+            yield _POSTGRES, self.postgres.is_alive(), self.postgres.process.log
+        yield _PREFECT, self.prefect.is_alive(), self.prefect.process.log
+        yield _MLFLOW, self.mlflow.is_alive(), self.mlflow.log
 
 
 @contextmanager
@@ -65,21 +102,37 @@ def running_services(home: Path, say: Callable[[str], None]) -> Iterator[Service
         postgres = _start_postgres(home, say) if own else None
         if postgres is not None:
             stack.callback(postgres.stop)
-        mlflow = _start_mlflow(home, settings, services, postgres)
-        stack.callback(mlflow.stop)
+
+        def start_prefect() -> PrefectServer:
+            return start_prefect_server(
+                home / "services" / "prefect",
+                log=_log(home, "prefect-server"),
+                database_url=_database(services.prefect_database_file)
+                or (postgres.url("prefect") if postgres is not None else None),
+                port=services.prefect_port,
+            )
+
+        def start_mlflow() -> ChildProcess:
+            return _start_mlflow(home, settings, services, postgres)
+
+        mlflow = stack.enter_context(_stopped_on_error(start_mlflow()))
         say("Starting the Prefect server")
-        prefect = start_prefect_server(
-            home / "services" / "prefect",
-            log=_log(home, "prefect-server"),
-            database_url=_database(services.prefect_database_file)
-            or (postgres.url("prefect") if postgres is not None else None),
-            port=services.prefect_port,
-        )
-        stack.callback(prefect.stop)
-        running = Services(prefect, mlflow, f"http://127.0.0.1:{services.mlflow_port}", postgres)
+        address = f"http://127.0.0.1:{services.mlflow_port}"
+        running = Services(start_prefect(), mlflow, address, postgres, start_prefect, start_mlflow)
+        stack.callback(running.stop)
         say("Waiting for MLflow")
         _wait(running)
         yield running
+
+
+@contextmanager
+def _stopped_on_error(process: ChildProcess) -> Iterator[ChildProcess]:
+    """Stops a process that was begun before something else failed."""
+    try:
+        yield process
+    except BaseException:
+        process.stop()
+        raise
 
 
 def _start_postgres(home: Path, say: Callable[[str], None]) -> Postgres | None:

@@ -92,7 +92,8 @@ def init(
 def up(home: Path) -> None:
     """Run PostgreSQL, the Prefect server and MLflow on this machine's loopback until stopped.
 
-    A private PostgreSQL is used where it is installed and services.json names none. Put a reverse proxy in front:
+    Prefect or MLflow is started again where it ends; the command ends if PostgreSQL does: let systemd run it. A
+    private PostgreSQL is used where it is installed and services.json names none. Put a reverse proxy in front:
     `consilium coordinator proxy`.
     """
     home = existing(home, "services.json")
@@ -100,14 +101,17 @@ def up(home: Path) -> None:
 
     from infra.services import running_services
 
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated program stops its servers in order
     try:
-        with running_services(home, lambda text: click.echo(text, err=True)) as services:
+        with running_services(home, say) as services:
             click.echo(f"Prefect: {services.prefect.ui_url}")
             click.echo(f"MLflow:  {services.mlflow_address}")
             click.echo("Press Ctrl-C to stop both.")
             while True:
-                services.verify_alive()
+                services.tend(say)
                 time.sleep(0.5)
     except KeyboardInterrupt:
         click.echo("Stopped.")

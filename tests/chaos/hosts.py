@@ -207,8 +207,9 @@ class Hosts:
             for path in memory.iterdir():  # what a host keeps in memory is gone with it
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         elif target in ("prefect", "postgres", "mlflow"):
-            # Their supervisor ends when one of them does; it is what is started again.
-            self.down_until["servers"] = until
+            # Their supervisor starts two of them again, and ends with the third: then it is started again.
+            if target == "postgres":
+                self.down_until["servers"] = until
             for pid in self._children_of_servers(target):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

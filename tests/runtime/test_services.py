@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -48,6 +49,15 @@ def test_the_coordinators_servers_start_keep_artifacts_in_the_bucket_and_end_tog
             assert all(name.startswith("one/coordinator/") for name in names)
             refused = CliRunner().invoke(main, ["coordinator", "up", "--home", str(home)])
             assert "port-in-use" in refused.output
+            database = _child(process.pid, b"postgres")
+            for word, url in ((b"mlflow", f"{ports[1]}/health"), (b"prefect", f"{ports[0]}/api/health")):
+                os.kill(_child(process.pid, word), signal.SIGKILL)
+                while _child(process.pid, word) == 0:
+                    assert process.poll() is None
+                    time.sleep(0.1)
+                _wait(process, f"http://127.0.0.1:{url}")
+            assert _child(process.pid, b"postgres") == database, "the database of both went on"
+            assert client.get_run(run.info.run_id).info.status == "RUNNING"
             arguments = Path(f"/proc/{process.pid}/cmdline").read_bytes()
             assert b"swordfish" not in arguments
         finally:
@@ -60,6 +70,19 @@ def test_the_coordinators_servers_start_keep_artifacts_in_the_bucket_and_end_tog
     written = "".join(path.read_text(errors="replace") for path in (home / "services").glob("*.log"))
     assert "swordfish" not in written + output + errors
     assert "swordfish" not in json.dumps(json.loads((home / "config.json").read_text()))
+
+
+def _child(parent: int, word: bytes) -> int:
+    """Returns the living child of `parent` whose command has `word` in its first words; 0 if there is none."""
+    for path in Path("/proc").iterdir():
+        try:
+            state, owner = (path / "stat").read_text().rpartition(")")[2].split()[:2]
+            command = (path / "cmdline").read_bytes().split(b"--host")[0]
+        except (OSError, ValueError):
+            continue
+        if int(owner) == parent and word in command and state != "Z":
+            return int(path.name)
+    return 0
 
 
 def _wait(process: subprocess.Popen[str], url: str) -> None:
