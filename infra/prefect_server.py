@@ -264,8 +264,10 @@ def _local_shortcuts(api_url: str) -> dict[str, str]:
     """Returns what is different for a server on this machine: no proxy in between, no request for a CSRF token."""
     if not _is_loopback(api_url):
         return {}
-    names = [name for name in os.environ.get("NO_PROXY", "").split(",") if name]
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    without = ",".join(dict.fromkeys([*[name for name in given.split(",") if name], *_LOOPBACK]))
     return {
-        "NO_PROXY": ",".join(dict.fromkeys([*names, *_LOOPBACK])),
+        "NO_PROXY": without,
+        "no_proxy": without,  # the one that counts where both are set
         "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
     }

@@ -30,6 +30,11 @@ _PASSED_ON = (
     "VIRTUAL_ENV",
     "LD_LIBRARY_PATH",
     "SSL_CERT_FILE",
+    # A hospital's only way out may be its own proxy; the store and the coordinator are asked through it.
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
     "CONSILIUM_DEBUG",
     "PREFECT_API_AUTH_STRING",
 )
@@ -168,5 +173,7 @@ def enter_participant_environment(home: Path, prefect_api_url: str) -> None:
     address = read_environment().prefect_api_url or prefect_api_url
     wanted = prefect_client_environment(address, home / "prefect") | _ONE_THREAD | _NO_TELEMETRY | _NO_PICKLE
     for name, value in wanted.items():
+        if name.upper() == "NO_PROXY":  # the person's own list, and this machine
+            os.environ[name] = value
         os.environ.setdefault(name, value)
     wait_for_api(address, timeout_seconds=15, password=os.environ.get("PREFECT_API_AUTH_STRING"))

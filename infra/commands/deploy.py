@@ -140,16 +140,26 @@ def serve(home: Path) -> None:
 def proxy(home: Path, listen: str, certificate: Path, key: Path, out: Path | None) -> None:
     """Write the nginx configuration and the tokens that let each hospital's agent reach Prefect, and nothing more.
 
+    nginx, started by root, becomes the user who runs this command: run it as the coordinator's own, not as root.
+
     Give tokens/SITE to that hospital by a safe way; it names the file as token_file in its config.json. A token reaches
     the site's own work pool and runs, no other site's and no setting of the server. Repeating the command keeps tokens;
     remove a token's file to make a new one.
     """
     from flows.context import open_coordinator
-    from infra.proxy.config import ProxyOptions, write_proxy
+    from infra.proxy.config import ProxyOptions, current_user, passable, write_proxy
 
+    root, folder = os.geteuid() == 0, out.absolute() if out is not None else home.absolute() / "proxy"
+    if root and out is None:
+        raise OperationError(
+            "proxy-as-root",
+            "Written by root, nginx gives up root and cannot pass the folder of the coordinator.",
+            "Run it as the coordinator's own user, or name --out, a folder that every user can pass.",
+        )
     context = open_coordinator(home.absolute())
     behind = context.settings.prefect_api_url
-    options = ProxyOptions(listen, behind, certificate.absolute(), key.absolute())
-    folder = out.absolute() if out is not None else home.absolute() / "proxy"
+    options = ProxyOptions(listen, behind, certificate.absolute(), key.absolute(), current_user())
     config = write_proxy(folder, [site.name for site in context.plan.sites], options)
+    if root and not passable(folder):
+        click.echo(f"Not every user can pass {folder}: nginx must be told a user that can (user NAME;).", err=True)
     click.echo(f"Wrote {config}. Check it with nginx -t -c {config}, start it with nginx -c {config}.")

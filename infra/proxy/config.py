@@ -7,7 +7,11 @@ came, before any decoding, so that no spelling of a path means one thing here an
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +51,34 @@ class ProxyOptions:
         listen: ``host:port`` as nginx' ``listen`` takes it.
         prefect_url: The Prefect server, with or without ``/api``.
         certificate, key: PEM files.
+        user: ``name group`` that nginx becomes when root starts it; None for the one it was built with.
     """
 
     listen: str
     prefect_url: str
     certificate: Path
     key: Path
+    user: str | None = None
+
+
+def current_user() -> str | None:
+    """Returns this account as nginx' ``user``.
+
+    None for root, which nginx gives up and must not get back, and for an account without a name, as in a container.
+    """
+    if os.geteuid() == 0:
+        return None
+    try:
+        return f"{pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}"
+    except KeyError:
+        return None
+
+
+def passable(folder: Path) -> bool:
+    """Says whether every user can pass `folder`, or where it is not there yet its nearest parent, and those above."""
+    there = [path for path in (folder, *folder.parents) if path.exists()]
+    # The folder itself is opened when it is written.
+    return all(path.stat().st_mode & stat.S_IXOTH for path in there if path != folder)
 
 
 def write_proxy(folder: Path, sites: Sequence[str], options: ProxyOptions) -> Path:
@@ -86,7 +112,7 @@ def render_proxy(folder: Path, users: Path, options: ProxyOptions) -> str:
     """Returns the whole nginx configuration.
 
     Raises:
-        OperationError: `proxy-path`, `proxy-listen`, `prefect-address`.
+        OperationError: `proxy-path`, `proxy-listen`, `prefect-address`, `proxy-user`.
     """
     for path in (folder, users, options.certificate, options.key):
         if not all(c.isalnum() or c in "/._-" for c in str(path)) or not path.is_absolute():
@@ -102,7 +128,10 @@ def render_proxy(folder: Path, users: Path, options: ProxyOptions) -> str:
         raise OperationError(
             "prefect-address", "Expected the Prefect server as http://host:port.", "Name the server behind the proxy."
         )
+    if options.user is not None and not re.fullmatch(r"[a-z_][a-z0-9_.-]* [a-z_][a-z0-9_.-]*", options.user):
+        raise OperationError("proxy-user", "Expected an account of plain characters.", "Run it as the coordinator.")
     return _TEMPLATE.format(
+        user="" if options.user is None else f"user {options.user};\n",
         folder=folder,
         users=users,
         certificate=options.certificate,
@@ -117,7 +146,7 @@ def render_proxy(folder: Path, users: Path, options: ProxyOptions) -> str:
 
 _TEMPLATE = """\
 # Written by `consilium coordinator proxy`; run it again instead of editing. Start: nginx -c {folder}/nginx.conf
-pid {folder}/nginx.pid;
+{user}pid {folder}/nginx.pid;
 error_log {folder}/error.log warn;
 worker_processes 1;
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import grp
 import os
+import pwd
+import re
 import shutil
 import socket
 import ssl
@@ -12,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -22,9 +26,10 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from flows.dispatch import dispatch, wait_for_end
+from infra.cli import main
 from infra.prefect_server import PrefectServer, is_healthy, prefect_client_environment, why_unhealthy
 from infra.processes import find_free_port, start_process
-from infra.proxy.config import ProxyOptions, write_proxy
+from infra.proxy.config import ProxyOptions, current_user, passable, write_proxy
 from schemas.errors import OperationError
 from site_agents.worker import ensure_site_deployments, ensure_site_pool
 from tests.consortium.tls import write_certificate
@@ -75,19 +80,23 @@ def proxy(server: PrefectServer) -> Iterator[Proxy]:
     sites = [f"site-{uuid4().hex[:8]}", f"site-{uuid4().hex[:8]}"]
     options = ProxyOptions(f"127.0.0.1:{port}", server.ui_url, certificate, key)
     config = write_proxy(folder / "nginx", sites, options)
-    nginx = start_process(
-        "nginx",
-        [str(NGINX), "-c", str(config), "-g", "daemon off;"],
-        log=folder / "nginx.log",
-        environment={"PATH": os.environ["PATH"]},
-    )
+    try:
+        with _nginx(config, folder / "nginx.log", port):
+            yield Proxy(port, folder / "nginx", certificate, *sites)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _nginx(config: Path, log: Path, port: int) -> Iterator[None]:
+    command = [str(NGINX), "-c", str(config), "-g", "daemon off;"]
+    nginx = start_process("nginx", command, log=log, environment={"PATH": os.environ["PATH"]})
     try:
         wait_until(lambda: _listens(port) or not nginx.is_alive())
         assert nginx.is_alive(), nginx.log_tail()
-        yield Proxy(port, folder / "nginx", certificate, *sites)
+        yield
     finally:
         nginx.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _listens(port: int) -> bool:
@@ -249,6 +258,59 @@ def test_a_stranger_with_a_sites_name_does_not_use_up_its_requests(proxy: Proxy)
         for flooded in floods:
             flooded.result()
     assert answers == [200] * 10
+
+
+@needs_nginx
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@pytest.mark.parametrize(("named", "status"), [(True, 502), (False, 500)])
+def test_nginx_started_by_root_reads_a_closed_home_as_the_user_who_wrote_it(named: bool, status: int) -> None:
+    owner = pwd.getpwnam("daemon")
+    home = Path(tempfile.mkdtemp(prefix="consilium-home-"))
+    try:
+        certificate, key = write_certificate(home)
+        port, site = find_free_port(), "general"
+        user = f"daemon {grp.getgrgid(owner.pw_gid).gr_name}" if named else None
+        options = ProxyOptions(f"127.0.0.1:{port}", "http://127.0.0.1:9", certificate, key, user)
+        config = write_proxy(home / "proxy", [site], options)
+        for path in (home, *home.rglob("*")):
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+        assert home.stat().st_mode & 0o077 == 0
+        with _nginx(config, home / "nginx.log", port):
+            running = Proxy(port, home / "proxy", certificate, site, site)
+            # With its token the site is let through, to a server that is not there.
+            assert running.ask("GET", "/api/health", site) == status
+    finally:
+        shutil.rmtree(home)
+
+
+def test_the_user_who_writes_the_configuration_is_nginxs_and_root_is_never_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    daemon = pwd.getpwnam("daemon")
+    monkeypatch.setattr(os, "geteuid", lambda: daemon.pw_uid)
+    monkeypatch.setattr(os, "getegid", lambda: daemon.pw_gid)
+    options = ProxyOptions("127.0.0.1:8443", "http://127.0.0.1:4200", tmp_path / "t", tmp_path / "k", current_user())
+    config = write_proxy(tmp_path / "proxy", ["rural"], options).read_text()
+    assert re.findall(r"^user .*$", config, re.MULTILINE) == ["user daemon daemon;"]
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("CONSILIUM_DEBUG", "1")
+    assert current_user() is None
+    command = ["coordinator", "proxy", "--home", str(tmp_path), "--listen", "127.0.0.1:8443"]
+    with pytest.raises(OperationError, match="gives up root and cannot pass the folder") as caught:
+        main.main([*command, "--certificate", "t", "--key", "k"], standalone_mode=False)
+    assert caught.value.code == "proxy-as-root"
+
+
+def test_a_folder_that_others_cannot_pass_is_noticed(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        assert passable(folder)  # it is opened when it is written
+        assert not passable(folder / "proxy")
+        folder.chmod(0o711)
+        assert passable(folder / "proxy" / "deeper")
+    assert not passable(closed / "proxy")
 
 
 def test_a_repeated_write_keeps_tokens_and_no_file_holds_them_for_others(tmp_path: Path) -> None:
