@@ -172,6 +172,7 @@ def coordinator_run(home: Path) -> None:
         click.echo(f"The study of this folder is finished; its evidence is in {home / 'evidence'}.", err=True)
         return
     enter_participant_environment(home.absolute(), settings.prefect_api_url)
+    click.echo(f"Running; progress: {home / 'events.jsonl'} and consilium coordinator status.", err=True)
     from flows.main import run_coordinator
 
     run_coordinator(home)

@@ -79,7 +79,7 @@ def propose(home: Path, draft: Path, requests: Sequence[JoinRequest]) -> StudyPl
         requests: Verified requests of the sites that take part, by name.
 
     Raises:
-        PlanError: `plan-unreadable`, `not-in-plan`, `plan-overspends`, `study-unfinished`, `study-sites`, and broken
+        PlanError: `plan-unreadable`, `not-in-plan`, `plan-overspends`, `home-has-study`, `study-sites`, and broken
             rules.
         OperationError: the store's refusals.
     """
@@ -88,10 +88,11 @@ def propose(home: Path, draft: Path, requests: Sequence[JoinRequest]) -> StudyPl
 
     with changing(home):
         settings = load_settings(CoordinatorSettings, home / "config.json")
-        if settings.study and not (home / "summary.json").is_file():
+        if settings.study:
+            # Its log, figures and evidence are in this folder: another study here would be taken for finished.
             raise PlanError(
-                "study-unfinished",
-                f"This home runs study {settings.study[:12]}.",
+                "home-has-study",
+                f"This home is that of study {settings.study[:12]}.",
                 "Make another home for another study: coordinator init.",
             )
         identity = read_identity(home, settings.name)

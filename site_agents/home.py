@@ -58,7 +58,14 @@ def open_home(folder: Path) -> SiteHome:
     """
     try:
         settings = SiteSettings.model_validate(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, ValidationError):
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(str(part) for part in item["loc"]) or "format" for item in error.errors()}))
+        raise OperationError(
+            "settings-unreadable",
+            f"Expected a site's config.json in {folder.name}; these fields do not fit: {fields}.",
+            "Correct them; if a newer version wrote them, start the agent again.",
+        ) from None
+    except (OSError, ValueError):
         raise OperationError(
             "settings-unreadable", f"Expected a site's config.json in {folder.name}.", "Prepare the site's home first."
         ) from None

@@ -225,7 +225,10 @@ def test_a_proposal_names_only_sites_that_asked_and_one_study_a_home(approved: C
     shown = run("coordinator", "sites", *coordinator, approved.sites[0])
     assert shown.startswith(f"{approved.sites[0]}: 110 patients, contributes and holds a share of the key")
     again = refused("coordinator", "propose", *coordinator, str(approved.draft), "--site", approved.sites[0])
-    assert again.code == "study-unfinished"
+    assert again.code == "home-has-study"
+    (approved.coordinator / "summary.json").write_text("{}")  # nor after its release: its schedule would end at once
+    again = refused("coordinator", "propose", *coordinator, str(approved.draft), "--site", approved.sites[0])
+    assert again.code == "home-has-study"
 
 
 HEART = Path(__file__).parents[2] / "studies" / "uci-heart" / "contract.yaml"
