@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from infra.homes import changing, read_identity, site_store
-from infra.plans import describe_plan
+from infra.plans import describe_plan, shown
 from infra.settings import load_settings, save_settings
 from schemas.canonical import parse_canonical, sha256_hex
 from schemas.envelope import sign_envelope
@@ -69,9 +69,9 @@ def describe_decision(home: Path, plan: StudyPlan) -> str:
     lines = [
         describe_plan(plan),
         "",
-        f"Purpose  {plan.purpose}",
+        f"Purpose  {shown(plan.purpose)}",
         f"With     {', '.join(site.name for site in plan.sites)}; coordinator {plan.coordinator.name}",
-        f"Contract {plan.contract.name}: {features}",
+        f"Contract {shown(plan.contract.name)}: {features}",
         "",
     ]
     if (home / "ledger.sqlite").is_file():

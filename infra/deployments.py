@@ -220,11 +220,12 @@ async def _call_webhook(notice: Notice, study: str, webhook: str) -> Any:
     block_id = await block.asave(f"consilium-notices-{study[:12]}", overwrite=True)
     payload = json.dumps(
         {
-            "event": "{{ event.event }}",
-            "about": "{{ event.resource.id }}",
+            "event": notice.event,
             "text": notice.text,
             "study": study[:12],
             "time": "{{ event.occurred }}",
         }
     )
-    return CallWebhook(block_document_id=block_id, payload=payload)
+    # Whoever may send an event chooses its resource; encoded, it stays one text of the notice.
+    about = '"about": {{ event.resource.id | tojson }}'
+    return CallWebhook(block_document_id=block_id, payload=f"{payload[:-1]}, {about}}}")

@@ -18,6 +18,7 @@ from schemas.options import SiteSettings
 from schemas.plan import SiteEntry
 from tasks.storage.base import Store
 
+LARGEST_REQUEST = 1 << 20
 _SIGNIFICANT_DIGITS = 2
 
 
@@ -100,7 +101,7 @@ def entry_of(request: JoinRequest) -> SiteEntry:
 def _newest(store: Store, name: str) -> JoinRequest:
     if not is_name(name):
         raise OperationError("bad-name", f"Expected a name like general-hospital, got {name!r}.")
-    requests = [open_request(store.get(key) or b"", name) for key in store.list(join_prefix(name))]
+    requests = [open_request(store.get(key, LARGEST_REQUEST) or b"", name) for key in store.list(join_prefix(name))]
     if not requests:
         raise PeerError("no-request", name, "has not asked to join.", "It runs consilium site join.")
     if any(request.site != name for request in requests):

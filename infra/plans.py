@@ -60,6 +60,11 @@ def _unreadable(message: str) -> PlanError:
     return PlanError("plan-unreadable", message, "Correct the file, or export the plan again.")
 
 
+def shown(text: str) -> str:
+    """Returns somebody's text as a terminal may show it: no line of its own, nothing that hides or rewrites others."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
 def describe_plan(plan: StudyPlan) -> str:
     """Says who takes part, which numbers fit together and what is derived from them.
 
@@ -73,7 +78,7 @@ def describe_plan(plan: StudyPlan) -> str:
     mechanism, budget = plan.mechanism, plan.budget
     lines = [
         f"Study    {plan.study}",
-        f"Title    {plan.title}",
+        f"Title    {shown(plan.title)}",
         f"Sites    {len(plan.sites)} ({len(plan.key_holders)} key holders, {len(plan.contributors)} contributors)",
         f"Numbers  {describe(plan.threshold)}: they fit together",
         f"Model    {plan.model.kind}, {update_length(plan)} coefficients a round, {mechanism.rounds} rounds",

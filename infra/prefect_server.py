@@ -224,7 +224,7 @@ def _wait_until_healthy(server: PrefectServer, on_wait: Callable[[float], None],
 
 def proxies_for(url: str) -> urllib.request.ProxyHandler:
     """Returns the environment's proxies, or none: they cannot reach this machine's own ports."""
-    return urllib.request.ProxyHandler({}) if _is_loopback(url) else urllib.request.ProxyHandler()
+    return urllib.request.ProxyHandler({}) if is_loopback(url) else urllib.request.ProxyHandler()
 
 
 def is_healthy(api_url: str, password: str | None = None, authority: str | None = None) -> bool:
@@ -256,13 +256,14 @@ def why_unhealthy(api_url: str, password: str | None = None, authority: str | No
         return _CERTIFICATE_REFUSED if untrusted else "no connection"
 
 
-def _is_loopback(api_url: str) -> bool:
+def is_loopback(api_url: str) -> bool:
+    """Says whether an address is this machine's own."""
     return urlsplit(api_url).hostname in _LOOPBACK
 
 
 def _local_shortcuts(api_url: str) -> dict[str, str]:
     """Returns what is different for a server on this machine: no proxy in between, no request for a CSRF token."""
-    if not _is_loopback(api_url):
+    if not is_loopback(api_url):
         return {}
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
     without = ",".join(dict.fromkeys([*[name for name in given.split(",") if name], *_LOOPBACK]))

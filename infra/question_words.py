@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from infra.plans import shown
 from schemas.messages import StatisticsRelease
 from schemas.statistics import StatisticsPlan, StatisticsQuery
 
@@ -15,7 +16,7 @@ def describe_question(plan: StatisticsPlan) -> str:
     pure = query.noise == "laplace"
     lines = [
         f"Question  {plan.study}",
-        f"Asked     {query.name}: {query.purpose}",
+        f"Asked     {shown(query.name)}: {shown(query.purpose)}",
         f"Who       {who}",
         f"Figures   number of patients{_column_words(query)}",
         f"Sites     {len(plan.sites)}, opened only as a sum over at least {query.k_min}",

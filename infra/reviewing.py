@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from infra.plans import shown
 from infra.settings import load_settings, save_settings
 from schemas.envelope import envelope_digest, open_envelope, sign_envelope
 from schemas.errors import EvidenceError, OperationError, PeerError, PlanError
@@ -168,8 +169,8 @@ def show_candidate(reviewer: Reviewer, candidate: Candidate) -> dict[str, Any]:
         "model": version.name,
         "version": version.version,
         "study": plan.study,
-        "title": plan.title,
-        "purpose": plan.purpose,
+        "title": shown(plan.title),
+        "purpose": shown(plan.purpose),
         "aliases": list(version.aliases),
         "review": version.tags.get(REVIEW_STATE, ""),
         "reviewers": [entry.name for entry in plan.reviewers],

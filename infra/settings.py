@@ -121,7 +121,7 @@ def enter_site_environment(home: Path, settings: SiteSettings) -> None:
     """Makes this process the agent of a site; its token for the coordinator's proxy comes from a file.
 
     Raises:
-        OperationError: `token-unreadable`, `prefect-unreachable`.
+        OperationError: `token-unreadable`, `insecure-proxy`, `prefect-unreachable`.
     """
     password = proxy_password(home, settings)
     if password is not None:
@@ -132,13 +132,27 @@ def enter_site_environment(home: Path, settings: SiteSettings) -> None:
     enter_participant_environment(home, settings.prefect_api_url)
 
 
+def _verify_encrypted(address: str) -> None:
+    from infra.prefect_server import is_loopback
+
+    if not address.startswith("https://") and not is_loopback(address):
+        raise OperationError(
+            "insecure-proxy",
+            "Expected the coordinator's proxy at https://: a token in the clear is everybody's.",
+            "Correct prefect_api_url in config.json.",
+        )
+
+
 def proxy_password(home: Path, settings: SiteSettings) -> str | None:
     """Returns ``name:token`` for the coordinator's proxy, None without a proxy.
 
     Raises:
-        OperationError: `token-unreadable`.
+        OperationError: `token-unreadable`, `insecure-proxy`.
     """
-    return f"{settings.name}:{_read_token(home / settings.token_file)}" if settings.token_file is not None else None
+    if settings.token_file is None:
+        return None
+    _verify_encrypted(read_environment().prefect_api_url or settings.prefect_api_url)
+    return f"{settings.name}:{_read_token(home / settings.token_file)}"
 
 
 def _read_token(path: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.homes import coordinator_store, fingerprint, read_identity, site_store
+from infra.plans import shown
 from infra.prefect_server import is_healthy, proxies_for, why_unhealthy
 from infra.services import is_answering
 from infra.settings import load_settings, proxy_password
@@ -117,7 +118,7 @@ def _study_of_site(settings: SiteSettings, store: Store | None, study: str) -> d
     state = "left" if study in settings.left else "approved"
     if state == "approved" and store is not None and store.exists(release_key(study, "release.json")):
         state = "released"
-    return {"study": study, "title": plan.title if plan else None, "state": state, **_progress(store, plan)}
+    return {"study": study, "title": shown(plan.title) if plan else None, "state": state, **_progress(store, plan)}
 
 
 def _study_of_coordinator(settings: CoordinatorSettings, store: Store | None) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def _study_of_coordinator(settings: CoordinatorSettings, store: Store | None) ->
         state = "approved" if all(approved.values()) else "waiting for approvals"
     return {
         "study": study,
-        "title": plan.title,
+        "title": shown(plan.title),
         "state": state,
         **_progress(store, plan),
         "sites": {name: {"approved": approved[name], "agent": agents[name]} for name in approved},

@@ -168,11 +168,13 @@ def read_unverified(model: type[P], data: bytes, what: str) -> tuple[str, P]:
 def _read_outer(data: bytes, what: str) -> tuple[Envelope, bytes]:
     """Returns a canonical envelope and its payload."""
     try:
+        if len(data) > MAX_JSON_BYTES:
+            raise ValueError
         envelope = Envelope.model_validate_json(data)
         # The canonical form of strings that need no escapes; with escapes, these bytes differ from what was parsed.
         signatures = ",".join(f'{{"keyid":"{s.keyid}","sig":"{s.sig}"}}' for s in envelope.signatures)
         written = f'{{"payload":"{envelope.payload}","payloadType":"{PAYLOAD_TYPE}","signatures":[{signatures}]}}'
-        same = written.encode() == data and len(data) <= MAX_JSON_BYTES
+        same = written.encode() == data
     except ValueError:
         same = False
     if not same:

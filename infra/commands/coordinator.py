@@ -166,7 +166,7 @@ def propose(home: Path, draft: Path, names: tuple[str, ...], files: tuple[Path, 
     --site and --join is taken as it is. Compare the fingerprints first: `consilium coordinator sites`.
     """
     home = existing(home, "config.json")
-    from infra.homes import coordinator_store
+    from infra.homes import coordinator_store, fingerprint
     from infra.joining import read_requests
     from infra.plans import describe_plan
     from infra.proposing import propose as publish
@@ -176,6 +176,9 @@ def propose(home: Path, draft: Path, names: tuple[str, ...], files: tuple[Path, 
     store = coordinator_store(load_settings(CoordinatorSettings, home / "config.json"))
     plan = publish(home, draft, read_requests(store, names, files))
     click.echo(describe_plan(plan))
+    click.echo("\nEntered with these keys; if one is not what was compared, give the digest to nobody:")
+    for site in plan.sites:
+        click.echo(f"{site.name}\n    {fingerprint(site.identity_key)}")
     click.echo(f"\nPublished. Tell the hospitals this digest by a safe way:\n{plan.study}")
 
 

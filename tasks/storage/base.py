@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
+from tasks.storage.names import LARGEST_READ
+
 
 class Store(Protocol):
     """Create-only named objects (see `tasks.storage.folder.FolderStore` for the exact promises)."""
@@ -14,7 +16,7 @@ class Store(Protocol):
 
     def put_file(self, key: str, source: Path) -> None: ...
 
-    def get(self, key: str) -> bytes | None: ...
+    def get(self, key: str, limit: int = LARGEST_READ) -> bytes | None: ...
 
     def open(self, key: str) -> IO[bytes]: ...
 

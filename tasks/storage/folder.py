@@ -40,18 +40,18 @@ class FolderStore:
         with source.open("rb") as read:
             self._create(key, iter(partial(read.read, 1 << 20), b""))
 
-    def get(self, key: str) -> bytes | None:
-        """Returns the bytes of `key`, or None if it does not exist (yet).
+    def get(self, key: str, limit: int = LARGEST_READ) -> bytes | None:
+        """Returns the bytes of `key`, at most `limit` of them, or None if it does not exist (yet).
 
         Raises:
-            PeerError: `not-an-object` for a link, a pipe or another irregular file, `too-large` beyond `LARGEST_READ`.
+            PeerError: `not-an-object` for a link, a pipe or another irregular file, `too-large` beyond `limit`.
         """
         handle = self._open_regular(key)
         if handle is None:
             return None
         with handle:
-            if os.fstat(handle.fileno()).st_size > LARGEST_READ:
-                raise too_large(key)
+            if os.fstat(handle.fileno()).st_size > limit:
+                raise too_large(key, limit)
             return handle.read()
 
     def open(self, key: str) -> IO[bytes]:

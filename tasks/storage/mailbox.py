@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from schemas.canonical import sha256_hex
+from schemas.canonical import MAX_JSON_BYTES, sha256_hex
 from schemas.envelope import Predicate, open_envelope
 from schemas.errors import PeerError
 from tasks.storage.base import Store
@@ -32,9 +32,9 @@ def read_signed(store: Store, key: str, model: type[P], study: str, key_hex: str
         None if the object does not exist yet.
 
     Raises:
-        PeerError: the message is not what `sender` should have signed.
+        PeerError: the message is not what `sender` should have signed, or larger than any message.
     """
-    data = store.get(key)
+    data = store.get(key, MAX_JSON_BYTES)
     if data is None:
         return None
     return Signed(open_envelope(model, data, study, key_hex, sender), data, sha256_hex(data))

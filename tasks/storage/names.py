@@ -42,6 +42,6 @@ def name_taken(key: str) -> PeerError:
     return PeerError("name-taken", owner_of(key), f"{key} already holds other bytes.")
 
 
-def too_large(key: str) -> PeerError:
+def too_large(key: str, limit: int) -> PeerError:
     """Returns the refusal to hold an object in memory."""
-    return PeerError("too-large", owner_of(key), f"{key} is larger than {LARGEST_READ} bytes.")
+    return PeerError("too-large", owner_of(key), f"{key} is larger than {limit} bytes.")

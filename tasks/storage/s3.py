@@ -24,7 +24,7 @@ from typing import IO, Any
 from schemas.errors import OperationError, PeerError
 from tasks.storage.known import KnownObjects
 from tasks.storage.names import LARGEST_READ, is_name, name_taken, owner_of, too_large, verify_name
-from tasks.storage.s3_errors import Conflict, Taken, calling, found_or_none
+from tasks.storage.s3_errors import Conflict, Taken, Unreadable, calling, found_or_none
 from tasks.storage.s3_reader import S3Reader
 
 BLOCK_BYTES = 1 << 20
@@ -80,22 +80,22 @@ class S3Store:
         """Like `put` for the content of a local file, streamed, in parts if it is large."""
         self._create(key, lambda: source.open("rb"))
 
-    def get(self, key: str) -> bytes | None:
-        """Returns the bytes of `key`, or None if it does not exist (yet).
+    def get(self, key: str, limit: int = LARGEST_READ) -> bytes | None:
+        """Returns the bytes of `key`, at most `limit` of them, or None if it does not exist (yet).
 
         Raises:
-            PeerError: `too-large` beyond `LARGEST_READ`, `object-damaged` if the bytes are not those that were sent.
+            PeerError: `too-large` beyond `limit`, `object-damaged` if the bytes are not those that were sent,
+                `object-unreadable` if its writer stored it so that others cannot read it.
         """
-        name = self._name(key)
         known = self._known.get(key)
         if known is not None:
             return known
-        answer = found_or_none(lambda: self.client.get_object(Bucket=self.place.bucket, Key=name))
+        answer = self._answer(key)
         if answer is None:
             return None
-        if answer["ContentLength"] > LARGEST_READ:
+        if answer["ContentLength"] > limit:
             answer["Body"].close()
-            raise too_large(key)
+            raise too_large(key, limit)
         with self._reader(key, answer) as stream:
             data = b"".join(iter(partial(stream.read, BLOCK_BYTES), b""))
         expected = answer["Metadata"].get(_DIGEST)
@@ -109,9 +109,9 @@ class S3Store:
 
         Raises:
             OperationError: `object-missing`.
+            PeerError: `object-unreadable`.
         """
-        name = self._name(key)
-        answer = found_or_none(lambda: self.client.get_object(Bucket=self.place.bucket, Key=name))
+        answer = self._answer(key)
         if answer is None:
             raise OperationError("object-missing", f"Expected {key} in the store.")
         return io.BufferedReader(self._reader(key, answer), BLOCK_BYTES)
@@ -214,6 +214,15 @@ class S3Store:
     def _head(self, key: str) -> Mapping[str, Any] | None:
         name = self._name(key)
         return found_or_none(lambda: self.client.head_object(Bucket=self.place.bucket, Key=name))
+
+    def _answer(self, key: str) -> Mapping[str, Any] | None:
+        name = self._name(key)
+        try:
+            return found_or_none(lambda: self.client.get_object(Bucket=self.place.bucket, Key=name))
+        except Unreadable:
+            raise PeerError(
+                "object-unreadable", owner_of(key), f"{key} is archived, or encrypted with a key of its writer's."
+            ) from None
 
     def _reader(self, key: str, answer: Mapping[str, Any]) -> S3Reader:
         where = {"Bucket": self.place.bucket, "Key": self._name(key)}

@@ -11,6 +11,8 @@ from schemas.errors import OperationError
 T = TypeVar("T")
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
+# Whoever writes an object chooses how it is stored: in an archive, or under a key that only the writer knows.
+_UNREADABLE = {"InvalidObjectState", "InvalidRequest"}
 _REFUSALS = {
     "store-missing": ({"NoSuchBucket"}, "The bucket does not exist.", "Create it, or correct the store's address."),
     "store-clock": (
@@ -39,6 +41,10 @@ class Conflict(Exception):
     """Another write of the same name is under way."""
 
 
+class Unreadable(Exception):
+    """The object exists and is stored so that nobody but its writer can read it."""
+
+
 @contextmanager
 def calling() -> Iterator[None]:
     """Turns what boto3 raises into what a store raises.
@@ -59,7 +65,11 @@ def calling() -> Iterator[None]:
 
 
 def found_or_none(call: Callable[[], T]) -> T | None:
-    """Returns what `call` returns, or None if it asks for an object that does not exist."""
+    """Returns what `call` returns, or None if it asks for an object that does not exist.
+
+    Raises:
+        Unreadable, and as `calling`.
+    """
     from botocore.exceptions import ClientError
 
     with calling():
@@ -68,6 +78,8 @@ def found_or_none(call: Callable[[], T]) -> T | None:
         except ClientError as error:
             if error_code(error.response) in _MISSING:
                 return None
+            if error_code(error.response) in _UNREADABLE:
+                raise Unreadable from None
             raise
 
 

@@ -47,12 +47,14 @@ def site_statements(bucket: str, root: str, site: str, enforce_conditions: bool 
         raise OperationError("bad-name", f"Expected a name like general-hospital, got {site!r}.")
     own = f"sites/{site}/*"
     readable = [own, "coordinator/*", *(name.format(holder=site) for name in _READABLE)]
-    return _statements(bucket, root, own, readable, enforce_conditions)
+    # Elsewhere the tag would let a site's own evidence expire.
+    tagged = [f"sites/{site}/*/round-*/attempt-*/bulk.bin"]
+    return _statements(bucket, root, own, readable, tagged, enforce_conditions)
 
 
 def coordinator_statements(bucket: str, root: str, enforce_conditions: bool = False) -> list[dict[str, Any]]:
     """Returns what the coordinator's credentials allow: reading everything, writing under `coordinator/`."""
-    return _statements(bucket, root, "coordinator/*", ["coordinator/*", "sites/*"], enforce_conditions)
+    return _statements(bucket, root, "coordinator/*", ["coordinator/*", "sites/*"], [], enforce_conditions)
 
 
 def identity_policy(statements: list[dict[str, Any]]) -> dict[str, Any]:
@@ -95,14 +97,16 @@ def lifecycle(root: str, ciphertext_days: int) -> dict[str, Any]:
     }
 
 
-def _statements(bucket: str, root: str, own: str, readable: list[str], conditions: bool) -> list[dict[str, Any]]:
+def _statements(
+    bucket: str, root: str, own: str, readable: list[str], tagged: list[str], conditions: bool
+) -> list[dict[str, Any]]:
     def arn(name: str) -> str:
         return f"arn:aws:s3:::{bucket}/{root}/{name}" if root else f"arn:aws:s3:::{bucket}/{name}"
 
     def allow(name: str, actions: list[str], where: list[str], **condition: Any) -> dict[str, Any]:
         return {"Sid": name, "Effect": "Allow", "Action": actions, "Resource": where} | condition
 
-    beside = ["s3:PutObjectTagging", "s3:PutObjectRetention", "s3:AbortMultipartUpload"]
+    beside = ["s3:PutObjectRetention", "s3:AbortMultipartUpload"]
     if conditions:
         created = {"Condition": {"Null": {"s3:if-none-match": "false"}}}
         parts = {"Condition": {"Bool": {"s3:ObjectCreationOperation": "false"}}}
@@ -115,6 +119,7 @@ def _statements(bucket: str, root: str, own: str, readable: list[str], condition
         writing = [allow("Write", ["s3:PutObject", *beside], [arn(own)])]
     return [
         *writing,
+        *([allow("Tag", ["s3:PutObjectTagging"], [arn(name) for name in tagged])] if tagged else []),
         allow("Read", ["s3:GetObject"], [arn(name) for name in readable]),
         # Without it a server answers "forbidden" for what does not exist yet.
         allow("Look", list(_LOOK), [f"arn:aws:s3:::{bucket}"]),

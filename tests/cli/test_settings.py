@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.settings import load_settings, participant_environment, read_environment, save_settings
+from infra.settings import load_settings, participant_environment, proxy_password, read_environment, save_settings
 from schemas.errors import OperationError
 from schemas.options import SiteSettings
 
@@ -51,3 +51,21 @@ def test_settings_that_do_not_fit_name_the_field_and_not_the_value(tmp_path: Pat
         load_settings(SiteSettings, path)
     assert caught.value.code == "settings-unreadable"
     assert "secret" not in str(caught.value)
+
+
+def test_a_token_is_not_sent_in_the_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("swordfish\n")
+    (tmp_path / "token").chmod(0o600)
+
+    def password(address: str) -> str | None:
+        return proxy_password(tmp_path, SETTINGS.model_copy(update={"token_file": "token", "prefect_api_url": address}))
+
+    for address in ("http://study.example.org/api", "study.example.org/api", "http://127.0.0.1.example.org/api"):
+        with pytest.raises(OperationError, match="Expected the coordinator's proxy at https://") as caught:
+            password(address)
+        assert (caught.value.code, "swordfish" in str(caught.value)) == ("insecure-proxy", False)
+    for address in ("https://study.example.org/api", "http://127.0.0.1:4200/api"):
+        assert password(address) == "mercy:swordfish"
+    monkeypatch.setenv("PREFECT_API_URL", "http://study.example.org/api")
+    with pytest.raises(OperationError, match="a token in the clear is everybody's"):
+        password("https://study.example.org/api")

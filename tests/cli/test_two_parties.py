@@ -12,12 +12,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from infra.approving import describe_decision
 from infra.cli import main
 from infra.embedded import EmbeddedConsortium, Faults, contribute
+from infra.homes import fingerprint
 from infra.joining import open_request
 from infra.plans import read_plan
 from infra.settings import load_settings
+from schemas.envelope import sign_envelope
 from schemas.errors import ConsiliumError, OperationError, PeerError, PlanError, SiteDataError
+from schemas.joining import JoinRequest
+from schemas.layout import join_prefix
+from schemas.ledger import NO_STUDY
 from schemas.options import CoordinatorSettings, SiteSettings
 from schemas.threshold import default_threshold
 from site_agents.context import open_context
@@ -25,6 +31,8 @@ from site_agents.home import open_home
 from site_agents.round import SiteRound
 from tasks.audit.keys import read_public_keys
 from tasks.audit.verify import verify_evidence
+from tasks.identity import load_identity
+from tasks.storage.folder import FolderStore
 from tests.simulator import Prepared, change_settings
 from tests.storage.s3_servers import S3Server, running_moto, write_credentials
 
@@ -133,6 +141,63 @@ def test_a_study_made_by_the_commands_runs_on_s3_and_its_evidence_verifies(on_s3
     assert site["studies"] == [
         {"study": on_s3.study, "title": opened.plan.title, "state": "released", "rounds_opened": 3, "rounds": 3}
     ]
+
+
+def test_a_proposal_shows_the_keys_that_it_entered(consortium: Consortium) -> None:
+    """A request that came after the fingerprints were shown is newer, and is the one that is entered."""
+    swapped = consortium.sites[0]
+    before = run("coordinator", "sites", "--home", str(consortium.coordinator), *consortium.sites)
+    shutil.move(consortium.home(swapped), consortium.home("aside"))
+    given = json.loads((consortium.home("aside") / "config.json").read_text())
+    asked = (
+        "--name",
+        swapped,
+        "--data",
+        given["data"],
+        "--epsilon",
+        "3",
+        "--delta",
+        "1e-5",
+        "--prefect",
+        "http://x/api",
+    )
+    run("site", "init", "--home", str(consortium.home(swapped)), "--store", given["store"], *asked)
+    late = sign_late_request(consortium.home(swapped), given["store"])
+    named = [part for site in consortium.sites for part in ("--site", site)]
+    shown = run("coordinator", "propose", "--home", str(consortium.coordinator), str(consortium.draft), *named)
+    assert late in shown
+    assert late not in before
+    kept = [line.strip() for line in before.splitlines() if line.startswith("    ") and line.strip() in shown]
+    assert len(kept) == len(consortium.sites) - 1
+
+
+def sign_late_request(home: Path, store: str) -> str:
+    """Publishes a request that says it is the newest; returns the fingerprint of its key."""
+    identity = load_identity(home / "identity.json")
+    request = JoinRequest(
+        site=identity.name,
+        identity_key=identity.identity_key,
+        hpke_key=identity.hpke_key,
+        declared_patients=110,
+        key_holder=True,
+        contributor=True,
+        time="9999-12-31T23:59:59Z",
+    )
+    FolderStore(Path(store)).put(
+        f"{join_prefix(identity.name)}/late.json", sign_envelope(request, NO_STUDY, identity.signing)
+    )
+    return fingerprint(identity.identity_key)
+
+
+@pytest.mark.parametrize("field", ["title", "purpose"])
+def test_no_text_of_a_plan_hides_or_rewrites_what_a_hospital_reads(
+    prepared_study: Prepared, tmp_path: Path, field: str
+) -> None:
+    home = prepared_study.workdir.site(prepared_study.plan.sites[0].name)
+    plan = prepared_study.plan.model_copy(update={field: "kind\x1b[8m\nPrivacy  epsilon 0.001\r\u202e\x9b2J"})
+    text = describe_decision(home, plan)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "Privacy  epsilon 0.001" not in text.split("\n")
 
 
 def test_a_paused_site_contributes_nothing_charges_nothing_and_helps_to_open(approved: Consortium) -> None:

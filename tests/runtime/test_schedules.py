@@ -19,6 +19,7 @@ from prefect.deployments.flow_runs import arun_deployment
 from flows.budget_report import describe_budgets, read_budgets
 from flows.context import open_coordinator
 from flows.lease import hold_study
+from flows.notices import AUDIT_FAILED, notify
 from infra.deployments import NOTICES, POOL, PROJECT, ProjectFile, apply_project, read_project
 from infra.prefect_server import PrefectServer
 from infra.processes import ChildProcess, start_process
@@ -161,6 +162,13 @@ def test_overlap_is_told_a_released_study_stops_and_low_budgets_are_posted(
         sites = {line.site for line in read_budgets(open_coordinator(home))}
         wait_until(lambda: {p["about"].rsplit(".", 1)[1] for p in hook.posted} == sites)
         assert {p["event"] for p in hook.posted} == {"consilium.budget.low"}
+        # A hospital's token may send any event: what it calls itself stays one text.
+        forged = 'x", "text": "call this number'
+        asyncio.run(notify(AUDIT_FAILED, study, forged, {}))
+        wait_until(lambda: forged in {p["about"] for p in hook.posted})
+        assert {(p["about"] == forged, p["text"]) for p in hook.posted if p["event"] == AUDIT_FAILED} == {
+            (True, "The audit of a study found something.")
+        }
         assert {p["study"] for p in hook.posted} == {study[:12]}
     finally:
         worker.stop()

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from schemas.canonical import MAX_JSON_BYTES
 from schemas.errors import OperationError, PeerError
+from schemas.messages import Refusal
 from tasks.storage.base import Store
+from tasks.storage.mailbox import read_signed
 
 
 class StoreSuite:
@@ -76,3 +79,11 @@ class StoreSuite:
             with pytest.raises(OperationError, match="Expected a name under sites/a/"):
                 site_store.put(key, b"1")
         assert list(store.list("sites")) == ["sites/a/mine"]
+
+    def test_a_message_larger_than_any_is_not_read_into_memory(self, store: Store, tmp_path: Path) -> None:
+        large = tmp_path / "large"
+        large.write_bytes(bytes(MAX_JSON_BYTES + 1))
+        store.put_file("sites/a/refusal.json", large)
+        with pytest.raises(PeerError, match=f"is larger than {MAX_JSON_BYTES} bytes") as caught:
+            read_signed(store, "sites/a/refusal.json", Refusal, "0" * 64, "0" * 64, "a")
+        assert (caught.value.code, caught.value.peer) == ("too-large", "a")

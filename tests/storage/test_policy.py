@@ -17,6 +17,7 @@ from site_agents.home import open_home
 from tasks.privacy.noise import os_noise_stream
 from tasks.storage.base import Store
 from tasks.storage.folder import FolderStore
+from tasks.storage.names import LARGEST_READ
 from tasks.storage.s3_policy import bucket_policy, coordinator_statements, identity_policy, lifecycle, site_statements
 from tests.simulator import Prepared, copy_study, open_consortium
 
@@ -53,10 +54,10 @@ class HeldToItsPolicy:
         self._check("s3:PutObject", key)
         self._store.put_file(key, source)
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, limit: int = LARGEST_READ) -> bytes | None:
         self._check("s3:GetObject", key)
         self.read.add(key)
-        return self._store.get(key)
+        return self._store.get(key, limit)
 
     def open(self, key: str) -> IO[bytes]:
         self._check("s3:GetObject", key)
@@ -110,6 +111,10 @@ def test_a_site_cannot_read_what_is_not_addressed_to_it_or_write_elsewhere(root:
     assert allows(statements, "s3:PutObject", own)
     for key in (f"{place}/contribution.json", f"{root}sites/mercy-too/x", f"{root}coordinator/x", f"{root}sites/mercy"):
         assert not allows(statements, "s3:PutObject", key)
+    # A message that its writer tags as a ciphertext would expire, and with it the evidence.
+    for key in (f"{root}sites/mercy/{plan.study}/round-0001/attempt-01/contribution.json", f"{place}/bulk.bin"):
+        assert not allows(statements, "s3:PutObjectTagging", key)
+    assert allows(statements, "s3:PutObjectTagging", own)
     assert not any("Delete" in action for statement in statements for action in statement["Action"])
 
 

@@ -353,3 +353,12 @@ def test_many_writers_through_one_client_keep_their_objects_apart(store: S3Store
     for thread in threads:
         thread.join()
     assert [store.get(f"sites/a/{number}") for number in range(24)] == [b"%d" % number for number in range(24)]
+
+
+def test_an_object_that_its_writer_archived_is_the_writers_fault(server: S3Server, store: S3Store) -> None:
+    key = "sites/a/message.json"
+    server.client.put_object(Bucket=store.place.bucket, Key=key, Body=b"{}", StorageClass="GLACIER")
+    for read in (store.get, store.open):
+        with pytest.raises(PeerError, match=r"a: sites/a/message\.json is archived, or encrypted") as caught:
+            read(key)
+        assert (caught.value.code, caught.value.peer) == ("object-unreadable", "a")
