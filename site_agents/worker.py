@@ -247,6 +247,12 @@ async def _check_pool(client: PrefectClient, site: str) -> None:
             f"There is no work pool {pool_name(site)}.",
             "The coordinator makes it with coordinator deploy; then start the agent again. Is the site's name right?",
         ) from None
+    except httpx.HTTPStatusError as error:
+        raise OperationError(
+            "prefect-unreachable",
+            f"The coordinator's server does not let this agent in: {_words(error)}.",
+            "Ask the coordinator for the newest token, write it to token_file and start the agent again.",
+        ) from None
     if pool.type != WORKER_TYPE:
         raise OperationError(
             "work-pool-foreign", f"Expected work pool {pool.name} of type {WORKER_TYPE}, got {pool.type}.", "Remove it."
@@ -280,7 +286,7 @@ async def run_agent(
         grace_seconds: Time that running flows get to end after the signal.
 
     Raises:
-        OperationError: `work-pool-missing`, `work-pool-foreign`.
+        OperationError: `work-pool-missing`, `work-pool-foreign`, `prefect-unreachable`.
     """
     hide_exception_text()
     for name, entry in flows.items():
@@ -320,9 +326,17 @@ async def _repeat(work: Callable[[], Awaitable[object]], pause_seconds: Callable
         except (httpx.HTTPError, OSError) as error:
             failures += 1
             if failures in (1, 10) or failures % 100 == 0:
-                _log.warning("the Prefect server does not answer (%s); trying again", type(error).__name__)
+                _log.warning("the Prefect server does not answer (%s); trying again", _words(error))
         pause = pause_seconds()
         await anyio.sleep(min(pause * 2 ** min(failures, 8), max(pause, _LONGEST_BACKOFF_SECONDS)))
+
+
+def _words(error: Exception) -> str:
+    """Says what went wrong; neither address nor answer."""
+    if not isinstance(error, httpx.HTTPStatusError):
+        return type(error).__name__
+    status = error.response.status_code
+    return "it refuses the site's token" if status == httpx.codes.UNAUTHORIZED else f"status {status}"
 
 
 @contextlib.asynccontextmanager

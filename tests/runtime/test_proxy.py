@@ -31,7 +31,7 @@ from infra.prefect_server import PrefectServer, is_healthy, prefect_client_envir
 from infra.processes import find_free_port, start_process
 from infra.proxy.config import ProxyOptions, current_user, passable, write_proxy
 from schemas.errors import OperationError
-from site_agents.worker import ensure_site_deployments, ensure_site_pool
+from site_agents.worker import ensure_site_deployments, ensure_site_pool, run_agent
 from tests.consortium.tls import write_certificate
 from tests.runtime.site_process import make_flows
 from tests.runtime.waiting import wait_until
@@ -146,6 +146,23 @@ def test_an_agent_works_through_the_proxy_with_its_token(proxy: Proxy, server: P
     seen = (proxy.folder / "access.log").read_text()
     assert proxy.site in seen
     assert proxy.token(proxy.site) not in seen
+
+
+@needs_nginx
+@pytest.mark.usefixtures("prefect_settings")
+def test_an_agent_whose_token_was_replaced_says_so(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_SSL_CERT_FILE, PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(proxy.authority))
+    old = {
+        PREFECT_API_URL: proxy.api_url,
+        PREFECT_API_AUTH_STRING: f"{proxy.site}:replaced",
+        PREFECT_API_SSL_CERT_FILE: str(proxy.authority),
+    }
+    with temporary_settings(old), pytest.raises(OperationError, match="it refuses the site's token") as caught:
+        asyncio.run(run_agent(proxy.site, {}, on_refusal=lambda *_: None, register=False))
+    assert caught.value.code == "prefect-unreachable"
+    assert "replaced" not in str(caught.value)
 
 
 @needs_nginx
