@@ -25,6 +25,12 @@ UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "
 QUICK = ("plan", "instruction", "weights")
 
 
+@pytest.fixture(autouse=True)
+def without_opacus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audits as where Opacus is not installed: it computes from numbers, reads no object, and loads torch each time."""
+    monkeypatch.setattr("tasks.privacy.recompute.run_opacus_in_subprocess", lambda events, delta: None)
+
+
 class Bomb:
     """Leaves a file behind in whoever unpickles it."""
 
