@@ -22,7 +22,7 @@ export DO_NOT_TRACK := true
 CONSORTIUM ?= consortium
 CONSORTIUM_ARGS ?=
 
-.PHONY: chaos consortium-up consortium-study consortium-down demo ui test test-long study-heart study-eicu fuzz bench bench-data lint format clean help
+.PHONY: chaos consortium-up consortium-study consortium-down demo ui test test-long study-heart study-eicu fuzz bench bench-data bench-consortium lint format clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -68,6 +68,11 @@ bench: $(VENV)/.installed-test
 # Contract checks of up to ten million rows beside plain scanning; BENCH_ARGS="csv:1000000" measures one case.
 bench-data: $(VENV)/.installed-test
 	$(BIN)/python -m tests.bench.data $(BENCH_ARGS)
+
+# Seconds per round beyond compute, memory, bytes on the wire and time to recover, of four hospitals on PostgreSQL and S3;
+# BENCH_ARGS="--rounds 20 --no-recover" measures more rounds and kills nobody.
+bench-consortium: $(VENV)/.installed-test
+	$(BIN)/python -m tests.bench.consortium $(BENCH_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -72,10 +72,14 @@ class Running:
             self._again[name] = begin
         return self._processes[name]
 
-    def start_servers(self, ports: Ports) -> None:
+    def pid(self, name: str) -> int:
+        """Returns the id of the process that runs, or ran last, under this name."""
+        return self._processes[name].pid
+
+    def start_servers(self, ports: Ports, again: bool = False) -> None:
         """Starts the coordinator's servers and the proxy in front of them."""
         home = self._place.coordinator
-        self.start("servers", _consilium("coordinator", "up", "--home", str(home)), home)
+        self.start("servers", _consilium("coordinator", "up", "--home", str(home)), home, again)
         self.wait("servers", lambda: is_healthy(f"http://127.0.0.1:{ports.prefect}/api"))
         self.wait("servers", lambda: is_answering(f"http://127.0.0.1:{ports.mlflow}/health"))
         if ports.proxy is not None:
@@ -110,15 +114,19 @@ class Running:
     def tend(self) -> None:
         """Starts agents and worker again that ended; returns never, raises when a server ended."""
         while True:
-            for name, process in list(self._processes.items()):
-                if process.is_alive():
-                    continue
-                process.kill()
-                if name not in self._again:
-                    raise OperationError("process-ended", f"{name} ended: {process.log_tail(5)}", "Start again.")
-                time.sleep(1)
-                self._processes[name] = self._again[name]()
+            self.tend_once(pause_seconds=1.0)
             time.sleep(0.5)
+
+    def tend_once(self, pause_seconds: float = 0.0) -> None:
+        """Looks at every process once and starts those again that ended, after a pause."""
+        for name, process in list(self._processes.items()):
+            if process.is_alive():
+                continue
+            process.kill()
+            if name not in self._again:
+                raise OperationError("process-ended", f"{name} ended: {process.log_tail(5)}", "Start again.")
+            time.sleep(pause_seconds)
+            self._processes[name] = self._again[name]()
 
     def _stop(self) -> None:
         # The last started first: parties before servers, servers before the store.
