@@ -50,10 +50,9 @@ def kinds(consortium: Consortium) -> dict[str, Callable[[], Callable[[Event | No
 
     def server(group: str, fact: Callable[[], bool]) -> Callable[[], Callable[[Event | None], bool]]:
         def kill() -> Callable[[Event | None], bool]:
-            # One dead server ends all three: their supervisor starts them together.
-            old = consortium.pids()["servers"]
+            old = set(groups(consortium.pids())[group])
             _kill(consortium, group)
-            return lambda _: consortium.pids()["servers"] != old and fact()
+            return lambda _: old.isdisjoint(groups(consortium.pids()).get(group, old)) and fact()
 
         return kill
 
