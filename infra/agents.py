@@ -12,6 +12,11 @@ from schemas.errors import OperationError
 from schemas.options import SiteSettings
 
 
+def may_log(record: logging.LogRecord) -> bool:
+    """Says whether a line may be written: a library that sets its own logger's level is not asked."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] == "consilium"
+
+
 def run_agents(homes: Sequence[Path]) -> None:
     """Runs the agent of every home until the process is stopped; several homes share it, one thread each.
 
@@ -28,6 +33,8 @@ def run_agents(homes: Sequence[Path]) -> None:
     # Libraries stay at warnings: their information lines may describe data.
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("consilium").setLevel(logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(may_log)
     from site_agents.agent import run_site_agent
 
     if len(homes) == 1:
