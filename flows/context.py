@@ -22,6 +22,7 @@ from tasks.ledger.store import LedgerStore
 from tasks.rounds import read_instruction, read_plan, verify_approvals
 from tasks.storage.base import Store
 from tasks.storage.opening import open_store
+from tasks.study_log import published_size, read_slices
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,18 @@ def _open(home: Path, folder: Path, settings: CoordinatorSettings, model: type[P
 
 
 def _verify_log_went_on(context: CoordinatorContext[Agreement]) -> None:
-    """Refuses a study log that is shorter than what the coordinator's own instructions say: it is an older copy.
+    """Completes a study log that is an older copy from what was published of it; refuses one that stays shorter.
 
-    Going on would write the log a second time from there, and the audit would rightly call that rewriting history.
+    Going on from an older copy would write the log a second time from there, and the audit would rightly call that
+    rewriting history. What is not published yet, nobody has seen: it is entered anew.
 
     Raises:
-        OperationError: `log-restored`.
+        OperationError: `log-restored`, `log-forked`.
+        EvidenceError: what is published is not this coordinator's log.
     """
+    name = context.plan.coordinator.name
+    if published_size(context.store, context.study, name) > context.log.position().size:
+        context.log.complete(read_slices(context.store, context.study, name))
     newest: Instruction | None = None
     round_ = 1
     while (found := read_instruction(context.store, context.plan, round_, 1)) is not None:

@@ -77,10 +77,13 @@ class OpeningSteps:
                 )
                 self.steps.publish(round_key(self.steps.plan.study, self.steps.round, None, "record.json"), record)
                 self._publish_sums(key_sum, bulk_sum)
-            existing = read_record(self.steps.context.store, self.steps.plan, self.steps.round)
-            assert existing is not None
-        else:
-            self._complete_sums(instruction, existing)
+        return self.complete_record(instruction)
+
+    def complete_record(self, instruction: Signed[Instruction]) -> Signed[Record]:
+        """Finishes what the decided record needs, also after a crash or in a restored home: its sums, its log entry."""
+        existing = read_record(self.steps.context.store, self.steps.plan, self.steps.round)
+        assert existing is not None
+        self._complete_sums(instruction, existing)
         dropped = tuple((site, str(reason)) for site, reason in existing.predicate.dropped)
         self.steps.context.log.append_once(
             self.steps.plan.study, RecordProposed(round=self.steps.round, record=existing.digest, dropped=dropped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flows.context import CoordinatorContext
 from flows.figures import epsilon_of_sites
 from flows.round_steps import RoundOutcome
+from flows.study_log import publish_entries
 from schemas.canonical import sha256_hex
 from schemas.envelope import sign_envelope
 from schemas.errors import PeerError
@@ -68,8 +69,7 @@ def enter_signed_release(
 def publish_log(context: CoordinatorContext[Agreement]) -> None:
     """Publishes the study log and a signed checkpoint over it; nothing is entered afterwards."""
     name = context.plan.coordinator.name
-    entries = b"".join(entry + b"\n" for entry in context.log.entries())
-    context.store.put(ledger_key(context.study, name, True, "entries-000000.jsonl"), entries)
+    publish_entries(context)
     checkpoint = context.log.sign_checkpoint(context.study)
     context.store.put(ledger_key(context.study, name, True, "checkpoint.json"), checkpoint)
 
@@ -80,20 +80,11 @@ def publish_later_entries(context: CoordinatorContext) -> None:
     The store is create-only: a slice that a crash left without its checkpoint gets it here.
     """
     name, study, entries = context.plan.coordinator.name, context.study, context.log.entries()
-    published = _published_entries(context)
-    if published < len(entries):
-        later = b"".join(entry + b"\n" for entry in entries[published:])
-        context.store.put(ledger_key(study, name, True, f"entries-{published:06d}.jsonl"), later)
+    publish_entries(context)
     closed = checkpoints(context)[name].predicate.position.size
     key = ledger_key(study, name, True, f"checkpoint-{len(entries):06d}.json")
     if len(entries) > closed and not context.store.exists(key):
         context.store.put(key, context.log.sign_checkpoint(study))
-
-
-def _published_entries(context: CoordinatorContext) -> int:
-    prefix = ledger_key(context.study, context.plan.coordinator.name, True, "entries-")
-    slices = [key for key in context.store.list(prefix.rsplit("/", 1)[0]) if key.startswith(prefix)]
-    return sum((context.store.get(key) or b"").count(b"\n") for key in slices)
 
 
 def missing_items(context: CoordinatorContext[Agreement], item: str) -> list[str]:

@@ -117,6 +117,8 @@ async def _reach_opening(
             collected, checks = await check_shares(steps, instruction, answers, runs)
         with clock("add"):
             record = await add(steps, instruction, answers, collected, checks)
+    else:
+        record = await complete_record(steps, instruction)
     if opening is None:
         with clock("certify"):
             signatures = await certify(steps, record, runs)
@@ -205,6 +207,12 @@ async def add(
 ) -> Signed[Record]:
     """Adds the ciphertexts and proposes the round's only record."""
     return OpeningSteps(steps).propose(instruction, answers, collected, checks)
+
+
+@deciding("complete-record")
+async def complete_record(steps: SumSteps, instruction: Signed[Instruction]) -> Signed[Record]:
+    """Finishes what an earlier run left of the record: a crash may have come before its sums or its log entry."""
+    return OpeningSteps(steps).complete_record(instruction)
 
 
 @waiting("certify")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.context import CoordinatorContext
+from flows.study_log import publish_entries
 from schemas.envelope import Predicate, sign_envelope
 from schemas.errors import OperationError, PeerError
 from schemas.layout import attempt_key, round_key
@@ -136,6 +137,8 @@ class SumSteps(ABC):
         plan = self.plan
         key = attempt_key(plan.study, self.round, self.attempt, None, "instruction.json")
         if not self.context.store.exists(key):
+            # What the instruction says of the log is in the store first: a restored coordinator finds it there.
+            publish_entries(self.context)
             self.publish(key, self._instruction())
         found = read_instruction(self.context.store, plan, self.round, self.attempt)
         assert found is not None

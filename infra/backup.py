@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sqlite3
 import tarfile
 import tempfile
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 from infra.settings import load_settings
@@ -16,6 +18,7 @@ from schemas.options import CoordinatorSettings
 
 _FILES = ("config.json", "services.json", "identity.json", "plan.json", "public-keys.json", "events.jsonl")
 _LOG = "study-log.sqlite"
+_ARCHIVE = re.compile(r"coordinator-\d{8}T\d{6}Z\.tar\.gz")
 
 
 def back_up(home: Path, target: Path) -> tuple[str, ...]:
@@ -27,9 +30,9 @@ def back_up(home: Path, target: Path) -> tuple[str, ...]:
         The names inside the archive.
 
     Raises:
-        OperationError: `backup-exists`, `backup-unwritable`, `settings-unreadable`.
+        OperationError: `backup-exists`, `backup-unwritable`, `backup-in-store`, `settings-unreadable`.
     """
-    load_settings(CoordinatorSettings, home / "config.json")
+    _verify_outside_store(load_settings(CoordinatorSettings, home / "config.json"), target)
     try:
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -49,6 +52,40 @@ def back_up(home: Path, target: Path) -> tuple[str, ...]:
         out.flush()
         os.fsync(out.fileno())
     return tuple(names)
+
+
+def back_up_into(folder: Path, home: Path, keep: int) -> tuple[Path, list[Path]]:
+    """Writes a new archive named after the present time into `folder` and removes all but the newest `keep`.
+
+    Only archives with such a name are removed, and only once the new one is on disk.
+
+    Returns:
+        The new archive, and those that were removed.
+
+    Raises:
+        OperationError: `backup-exposed`, and those of `back_up`.
+    """
+    _verify_outside_store(load_settings(CoordinatorSettings, home / "config.json"), folder)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OperationError(
+            "backup-unwritable", f"Cannot make {folder} ({error.strerror}).", "Choose another."
+        ) from None
+    if folder.stat().st_mode & 0o077:
+        raise OperationError("backup-exposed", f"Others can look into {folder}.", f"Run chmod 700 {folder}.")
+    target = folder / f"coordinator-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar.gz"
+    back_up(home, target)
+    archives = sorted(path for path in folder.iterdir() if _ARCHIVE.fullmatch(path.name))
+    for old in archives[:-keep]:
+        old.unlink()
+    return target, archives[:-keep]
+
+
+def _verify_outside_store(settings: CoordinatorSettings, target: Path) -> None:
+    # Every hospital reads the store, and the archive holds the signing key.
+    if settings.s3 is None and target.resolve().is_relative_to(Path(settings.store).resolve()):
+        raise OperationError("backup-in-store", "A backup in the store would show everybody the keys.", "Move it.")
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes, names: list[str]) -> None:

@@ -210,17 +210,30 @@ def status(home: Path, as_json: bool) -> None:
         click.echo(f"    {name:<24} {'approved' if site['approved'] else 'NOT approved':<14} agent {site['agent']}")
 
 
-@click.command(cls=Example, epilog="consilium coordinator backup --home coord --out coordinator-monday.tar.gz")
+@click.command(
+    cls=Example,
+    epilog="consilium coordinator backup --home coord --out coordinator-monday.tar.gz\n"
+    "consilium coordinator backup --home coord --folder /var/backups/consilium --keep 14",
+)
 @HOME
-@click.option("--out", type=FILE, required=True, help="New archive; readable by its owner only.")
-def backup(home: Path, out: Path) -> None:
+@click.option("--out", type=FILE, help="New archive; readable by its owner only.")
+@click.option("--folder", type=FOLDER, help="Private folder for archives named after the time; for a schedule.")
+@click.option("--keep", type=click.IntRange(1), default=14, show_default=True, help="Archives to keep in the folder.")
+def backup(home: Path, out: Path | None, folder: Path | None, keep: int) -> None:
     """Write keys, settings and a consistent copy of the study log to an archive. Keep it as safe as the keys.
 
     The store is not in it; Prefect and MLflow are views. A running study is not disturbed.
     """
     home = existing(home, "config.json")
-    from infra.backup import back_up
+    from infra.backup import back_up, back_up_into
 
+    if (out is None) == (folder is None):
+        raise click.UsageError("Name either --out or --folder.")
+    if folder is not None:
+        target, removed = back_up_into(folder, home, keep)
+        click.echo(f"Wrote {target}; removed {len(removed)} older.")
+        return
+    assert out is not None
     click.echo(f"Wrote {out}: {', '.join(back_up(home, out))}")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +62,16 @@ class Transaction:
         state.accept(data)
         self._connection.execute("INSERT INTO entries VALUES (?, ?)", (state.size - 1, data))
         return data
+
+    def take_back(self, data: bytes) -> None:
+        """Takes in an entry of this very log that is missing at its end: verified as if it had been read here."""
+        self._state.accept(data)
+        self._connection.execute("INSERT INTO entries VALUES (?, ?)", (self._state.size - 1, data))
+
+    def envelopes(self) -> list[bytes]:
+        """Returns the stored bytes of all entries in order."""
+        rows = self._connection.execute("SELECT envelope FROM entries ORDER BY sequence")
+        return [bytes(row[0]) for row in rows]
 
     def envelope(self, sequence: int) -> bytes:
         """Returns the stored bytes of an entry."""
@@ -137,6 +147,23 @@ class LedgerStore:
                 if about == study and entry.body == body:
                     return log.envelope(sequence)
             return log.append(study, body)
+
+    def complete(self, published: Sequence[bytes]) -> int:
+        """Takes back what this log published and has lost since, as after a restored backup; returns how many entries.
+
+        Raises:
+            EvidenceError: an entry is not this owner's, does not follow, or breaks a rule; nothing is taken then.
+            OperationError: `log-forked`: this log went another way than the published one.
+        """
+        with self.transaction() as log:
+            own = log.envelopes()
+            if own[: len(published)] != list(published[: len(own)]):
+                raise OperationError(
+                    "log-forked", f"{self.path.name} is not the log that was published.", "Restore it from a backup."
+                )
+            for data in published[len(own) :]:
+                log.take_back(data)
+        return max(0, len(published) - len(own))
 
     def position(self) -> LogPosition:
         """Returns size and Merkle root of the log."""

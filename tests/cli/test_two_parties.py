@@ -354,22 +354,83 @@ def test_a_home_is_never_made_twice_and_its_keys_are_private(consortium: Consort
     assert (home / "config.json").stat().st_mode & 0o077 == 0
 
 
-def test_a_restored_coordinator_goes_on_or_says_that_its_log_is_too_old(approved: Consortium) -> None:
+def test_a_lost_coordinator_goes_on_from_its_oldest_backup_and_the_audit_finds_nothing(
+    approved: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = {site: approved.home(site) for site in approved.sites}
+    restored = _restored(approved, "restored")
     opened = approved.opened()
     public = opened.run_ceremony()
-    old = _restored(approved, "old")
     opened.run_round(public, 1)
-    new = _restored(approved, "new")
-    # Round 2 happens after both backups: its instruction says how long the log was when it began.
-    opened.run_round(public, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.opening_steps.OpeningSteps._publish_sums", _disk_died)
+        with pytest.raises(OSError, match="the disk died"):
+            opened.run_round(public, 2)
+    log = opened.coordinator.log.entries()
+    shutil.rmtree(approved.coordinator)
+    decided = _signed_by_coordinator(approved)
+    assert [name for name in decided if name.endswith("round-0002/record.json")]
+
+    resumed = EmbeddedConsortium(restored, homes)
+    published = [entry for entry in resumed.coordinator.log.entries() if entry in log]
+    assert len(published) >= len(log) - 1, "at most what came after the last instruction is entered anew"
+    for round_ in (1, 2):
+        resumed.run_round(resumed.finished_ceremony(), round_)
+    evidence = resumed.release(2, resumed.run_round(public, 3, "evaluate"))
+    # Nothing that was decided before was decided again: one record and one opening per round.
+    assert decided.items() <= _signed_by_coordinator(approved).items()
+    for site in approved.sites:
+        charges = resumed.sites[site].ledger.find(approved_study(restored), "privacy-reserved")
+        assert [entry.body.round for entry in charges] == [1, 2, 3]  # type: ignore[union-attr]
+    assert verify_evidence(evidence, read_public_keys(restored / "public-keys.json")).passed
+
+
+def test_a_folder_of_backups_keeps_the_newest_and_is_never_in_the_store(approved: Consortium) -> None:
+    home, folder = str(approved.coordinator), approved.folder / "backups"
+    command = ("coordinator", "backup", "--home", home, "--keep", "2", "--folder")
+    folder.mkdir(mode=0o700)
+    older = [folder / f"coordinator-2026010{day}T000000Z.tar.gz" for day in (1, 2, 3)]
+    for path in (*older, folder / "notes.txt"):
+        path.touch()
+    run(*command, str(folder))
+    kept = sorted(path.name for path in folder.iterdir())
+    assert len(kept) == 3
+    assert older[2].name in kept
+    assert "notes.txt" in kept
+    (made,) = set(kept) - {older[2].name, "notes.txt"}
+    assert (folder / made).stat().st_mode & 0o077 == 0
+    with tarfile.open(folder / made) as content:
+        assert {"identity.json", "config.json", "plan.json"} <= set(content.getnames())
+    folder.chmod(0o755)
+    assert refused(*command, str(folder)).code == "backup-exposed"
+    assert refused(*command, str(approved.folder / "store" / "backups")).code == "backup-in-store"
+    one = ("coordinator", "backup", "--home", home, "--out", str(approved.folder / "store" / "one.tar.gz"))
+    assert refused(*one).code == "backup-in-store"
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_a_restored_log_that_nobody_can_complete_is_refused(approved: Consortium) -> None:
+    old = _restored(approved, "old")
+    opened = approved.opened()
+    opened.run_round(opened.run_ceremony(), 1)
     homes = {site: approved.home(site) for site in approved.sites}
+    for path in (approved.folder / "store" / "coordinator" / approved.study / "ledger").iterdir():
+        path.unlink()
     with pytest.raises(OperationError, match="study log is shorter than what this coordinator has published"):
         EmbeddedConsortium(old, homes)
-    resumed = EmbeddedConsortium(new, homes)
-    for round_ in (1, 2):
-        resumed.run_round(public, round_)
-    evidence = resumed.release(2, resumed.run_round(public, 3, "evaluate"))
-    assert verify_evidence(evidence, read_public_keys(new / "public-keys.json")).passed
+
+
+def _disk_died(*_: object) -> None:
+    raise OSError("the disk died")
+
+
+def _signed_by_coordinator(approved: Consortium) -> dict[str, bytes]:
+    folder = approved.folder / "store" / "coordinator"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.json") if path.is_file()}
+
+
+def approved_study(home: Path) -> str:
+    return load_settings(CoordinatorSettings, home / "config.json").study
 
 
 def _restored(approved: Consortium, name: str) -> Path:

@@ -79,8 +79,19 @@ def test_a_unit_runs_a_command_that_exists(unit: Path) -> None:
     verify_command(words)
 
 
+@needs_systemd
+def test_the_backups_timer_starts_its_unit_every_night(installed: Path) -> None:
+    shutil.copy(FOLDER / "consilium-backup.timer", installed)
+    timer = installed / "consilium-backup.timer"
+    done = analyze(installed, "verify", "--man=no", str(timer))
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    assert "Persistent=true" in timer.read_text()  # a machine that was off makes up for it
+    (when,) = re.findall(r"^OnCalendar=(.+)$", timer.read_text(), re.MULTILINE)
+    assert analyze(installed, "calendar", when).returncode == 0
+
+
 def test_only_the_agent_is_refused_a_listening_port_and_every_unit_keeps_its_secrets() -> None:
-    assert len(UNITS) == 3
+    assert len(UNITS) == 4
     hardening = (FOLDER / "hardening.conf").read_text().splitlines()
     assert {"RemoveIPC=no", "LimitCORE=0", "MemorySwapMax=0", "User=consilium"} <= set(hardening)
     assert [unit.name for unit in UNITS if "SocketBindDeny=any" in unit.read_text()] == ["consilium-agent.service"]

@@ -19,3 +19,11 @@ def test_the_table_of_settings_is_complete_and_current() -> None:
     expected |= {f"s3.{name}" for name in S3Settings.model_fields}
     expected |= {f"options.{name}" for name in RunOptions.model_fields}
     assert named == expected
+
+
+def test_every_variable_of_the_table_is_read_where_the_environment_is_read() -> None:
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \|", DOCUMENT.read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)}
+    assert {"PREFECT_API_URL", "HTTPS_PROXY", "CONSILIUM_DEBUG"} <= named
+    source = (DOCUMENT.parents[1] / "infra" / "settings.py").read_text()
+    assert {name for name in named if f'"{name}"' not in source} == set()

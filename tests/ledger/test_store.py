@@ -183,3 +183,26 @@ def test_a_file_that_is_no_database_or_a_missing_folder_gives_one_sentence_and_a
         LedgerStore(tmp_path / "notes.txt", OWNER, KEY)
     with pytest.raises(OperationError, match=r"cannot be written\. Check its folder"):
         LedgerStore(tmp_path / "missing" / "ledger.sqlite", OWNER, KEY)
+
+
+def test_a_log_from_a_backup_takes_back_what_it_published_and_nothing_else(tmp_path: Path) -> None:
+    whole, old = (LedgerStore(tmp_path / f"{name}.sqlite", OWNER, KEY) for name in ("whole", "old"))
+    first = whole.append(STUDY, PlanApproved(approval=digest(1)))
+    for epoch in range(1, 4):
+        whole.append(STUDY, ceremony(epoch))
+    published = whole.entries()
+    assert old.complete(published[:1]) == 1
+    assert old.entries() == [first]
+    altered = published[3].replace(published[3][40:44], b"AAAA")
+    with pytest.raises(EvidenceError):
+        old.complete([*published[:3], altered])
+    assert old.entries() == [first], "nothing of a slice is taken if one entry does not verify"
+    assert old.complete(published) == 3
+    assert old.complete(published[:2]) == 0
+    assert (old.entries(), old.position()) == (published, whole.position())
+    forked = LedgerStore(tmp_path / "forked.sqlite", OWNER, KEY)
+    forked.append(STUDY, PlanApproved(approval=digest(2)))
+    with pytest.raises(OperationError, match="is not the log that was published") as caught:
+        forked.complete(published)
+    assert caught.value.code == "log-forked"
+    assert forked.position().size == 1

@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import ssl
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -328,6 +329,36 @@ def test_a_folder_that_others_cannot_pass_is_noticed(tmp_path: Path) -> None:
         folder.chmod(0o711)
         assert passable(folder / "proxy" / "deeper")
     assert not passable(closed / "proxy")
+
+
+@needs_nginx
+def test_certificate_and_token_are_replaced_as_the_runbook_says() -> None:
+    home = Path(tempfile.mkdtemp(prefix="consilium-proxy-"))
+    home.chmod(0o711)
+    try:
+        certificate, key = write_certificate(home)
+        port, folder = find_free_port(), home / "proxy"
+        options = ProxyOptions(f"127.0.0.1:{port}", "http://127.0.0.1:9", certificate, key)
+        config = write_proxy(folder, ["general", "rural"], options)
+        with _nginx(config, home / "nginx.log", port):
+            old = (folder / "tokens" / "general").read_text().strip()
+            before = ssl.get_server_certificate(("127.0.0.1", port))
+
+            def replaced() -> bool:
+                # More than once: for a moment the old worker accepts beside the new one.
+                return all(ssl.get_server_certificate(("127.0.0.1", port)) != before for _ in range(20))
+
+            write_certificate(home)
+            (folder / "tokens" / "general").unlink()
+            write_proxy(folder, ["general", "rural"], options)
+            subprocess.run([str(NGINX), "-s", "reload", "-c", str(config)], check=True, capture_output=True)
+            wait_until(replaced)
+            running = Proxy(port, folder, certificate, "general", "rural")
+            assert running.ask("GET", "/api/health", "general", old) == 401
+            # Let through, to a server that is not there; nobody else's token changed.
+            assert [running.ask("GET", "/api/health", site) for site in ("general", "rural")] == [502, 502]
+    finally:
+        shutil.rmtree(home)
 
 
 def test_a_repeated_write_keeps_tokens_and_no_file_holds_them_for_others(tmp_path: Path) -> None:
