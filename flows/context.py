@@ -115,7 +115,8 @@ def _verify_log_went_on(context: CoordinatorContext[Agreement]) -> None:
     """Completes a study log that is an older copy from what was published of it; refuses one that stays shorter.
 
     Going on from an older copy would write the log a second time from there, and the audit would rightly call that
-    rewriting history. What is not published yet, nobody has seen: it is entered anew.
+    rewriting history; so would a copy that grew on its own beside the home it was taken from. What is not published
+    yet, nobody has seen: it is entered anew.
 
     Raises:
         OperationError: `log-restored`, `log-forked`.
@@ -128,9 +129,16 @@ def _verify_log_went_on(context: CoordinatorContext[Agreement]) -> None:
     round_ = 1
     while (found := read_instruction(context.store, context.plan, round_, 1)) is not None:
         newest, round_ = found.predicate, round_ + 1
-    if newest is not None and context.log.position().size < newest.log.size:
+    if newest is None or context.log.holds(newest.log):
+        return
+    if context.log.position().size >= newest.log.size:
         raise OperationError(
-            "log-restored",
-            "The study log is shorter than what this coordinator has published.",
-            "Restore the newest study-log.sqlite; without it the study ends here and a new plan follows.",
+            "log-forked",
+            "The study log is not the one that this coordinator has published: another copy of this home went on.",
+            "Run the study from one home only, the one that published last.",
         )
+    raise OperationError(
+        "log-restored",
+        "The study log is shorter than what this coordinator has published.",
+        "Restore the newest study-log.sqlite; without it the study ends here and a new plan follows.",
+    )

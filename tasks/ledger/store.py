@@ -186,6 +186,11 @@ class LedgerStore:
         """Returns what the log says now (totals, reservations); a snapshot for display, never for a decision."""
         return self._read().rules
 
+    def holds(self, position: LogPosition) -> bool:
+        """Says whether the log that had this position is a prefix of the present one."""
+        tree = self._read().tree
+        return position.size <= tree.size and tree.root(position.size) == position.root
+
     def prove_consistency(self, old_size: int) -> tuple[str, ...]:
         """Returns the RFC 6962 proof that the log of `old_size` entries is a prefix of the present one."""
         return self._read().tree.prove_consistency(old_size)

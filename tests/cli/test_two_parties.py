@@ -433,6 +433,23 @@ def approved_study(home: Path) -> str:
     return load_settings(CoordinatorSettings, home / "config.json").study
 
 
+def test_two_homes_of_one_coordinator_open_a_round_once_and_the_one_that_fell_behind_is_refused(
+    approved: Consortium,
+) -> None:
+    opened = approved.opened()
+    public = opened.run_ceremony()
+    homes = {site: approved.home(site) for site in approved.sites}
+    copy = EmbeddedConsortium(_restored(approved, "copy"), homes)
+    first = opened.run_round(public, 1)
+    again = copy.run_round(public, 1)
+    assert (again.record.digest, again.opening.digest) == (first.record.digest, first.opening.digest)
+    opened.run_round(public, 2)
+    with pytest.raises(OperationError, match="another copy of this home went on") as caught:
+        EmbeddedConsortium(approved.folder / "copy", homes)
+    assert caught.value.code == "log-forked"
+    EmbeddedConsortium(approved.coordinator, homes)
+
+
 def _restored(approved: Consortium, name: str) -> Path:
     archive, folder = approved.folder / f"{name}.tar.gz", approved.folder / name
     command = ("coordinator", "backup", "--home", str(approved.coordinator), "--out", str(archive))
