@@ -60,7 +60,8 @@ def calling() -> Iterator[None]:
         yield
     except ClientError as error:
         raise _explain(error.response) from None
-    except (BotoCoreError, boto3.exceptions.Boto3Error) as error:
+    # botocore follows a redirect that names no region until Python stops it.
+    except (BotoCoreError, boto3.exceptions.Boto3Error, RecursionError) as error:
         raise _unreachable(type(error).__name__) from None
 
 

@@ -127,4 +127,5 @@ def _statements(
 
 
 def _identifier(name: str) -> str:
-    return "".join(part.capitalize() for part in name.replace("_", "-").replace(".", "-").split("-"))
+    # Names are lower-case: no two give the same letters, as a-1 and a1 would without the dash.
+    return name.replace("-", "X")

@@ -119,7 +119,9 @@ def test_a_site_cannot_read_what_is_not_addressed_to_it_or_write_elsewhere(root:
 
 
 def test_the_policy_of_the_bucket_names_each_statement_once() -> None:
-    parties = {name: (f"arn:aws:iam:::user/{name}", site_statements("study", "", name, True)) for name in ("a-b", "c")}
+    parties = {
+        name: (f"arn:aws:iam:::user/{name}", site_statements("study", "", name, True)) for name in ("a-1", "a1", "c")
+    }
     parties["coordinator"] = ("arn:aws:iam:::user/coordinator", coordinator_statements("study", ""))
     document = bucket_policy(parties)
     names = [statement["Sid"] for statement in document["Statement"]]

@@ -362,3 +362,11 @@ def test_an_object_that_its_writer_archived_is_the_writers_fault(server: S3Serve
         with pytest.raises(PeerError, match=r"a: sites/a/message\.json is archived, or encrypted") as caught:
             read(key)
         assert (caught.value.code, caught.value.peer) == ("object-unreadable", "a")
+
+
+def test_a_server_that_redirects_for_ever_is_unreachable(store: S3Store, faults: Faults) -> None:
+    faults.answer_first = ["307 Temporary Redirect"] * 1000
+    with pytest.raises(OperationError, match="The store did not answer") as caught:
+        store.get("sites/a/message.json")
+    faults.reset()
+    assert caught.value.code == "store-unreachable"
