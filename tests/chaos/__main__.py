@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from schemas.errors import ConsiliumError
 from tests.chaos.hosts import FAKETIME
 from tests.chaos.network import Loopback, Namespaces, missing_for_namespaces
 from tests.chaos.run import HOSTS, Outcome, remove_run, run_seed
-from tests.chaos.stores import ObjectStore, open_object_store
+from tests.chaos.stores import open_object_store
 from tests.consortium.supervisor import NGINX
 from tests.storage.s3_servers import missing_programs
 
@@ -32,36 +34,34 @@ def main() -> int:
     done = {entry["seed"] for entry in known if entry["rounds"] == options.rounds}
     wanted = [seed for seed in range(int(first), int(last or first) + 1) if seed not in done]
     separate = _say_what_is_missing()
-    folder = Path(tempfile.mkdtemp(prefix="consilium-chaos-"))
-    folder.chmod(0o711)  # the database's account passes through where the runs are root's
-    network = Namespaces(HOSTS) if separate else Loopback()
     failures = 0
-    with open_object_store(folder, network.certified(HOSTS)) as s3:
-        for seed in wanted:
-            outcome = _try(seed, folder, s3, options.rounds, separate)
-            if outcome is None:
-                failures += 1
-                continue
-            entry = {"rounds": options.rounds, **asdict(outcome)}
-            known.append(entry)
-            with outcomes.open("a") as out:
-                out.write(json.dumps(entry) + "\n")
-            print(_row(outcome), file=sys.stderr, flush=True)
-    if not failures:
-        shutil.rmtree(folder, ignore_errors=True)
+    for seed in wanted:
+        outcome = _try(seed, options.rounds, separate)
+        if outcome is None:
+            failures += 1
+            continue
+        entry = {"rounds": options.rounds, **asdict(outcome)}
+        known.append(entry)
+        with outcomes.open("a") as out:
+            out.write(json.dumps(entry) + "\n")
+        print(_row(outcome), file=sys.stderr, flush=True)
     print(render_table(known))
     return 1 if failures else 0
 
 
-def _try(seed: int, folder: Path, store: ObjectStore, rounds: int, separate: bool) -> Outcome | None:
+def _try(seed: int, rounds: int, separate: bool) -> Outcome | None:
     print(f"seed {seed}", file=sys.stderr, flush=True)
-    place = folder / f"seed-{seed}"
+    folder = Path(tempfile.mkdtemp(prefix="consilium-chaos-"))
+    folder.chmod(0o711)  # the database's account passes through where the runs are root's
+    network = Namespaces(HOSTS) if separate else Loopback()
     try:
-        outcome = run_seed(seed, place, store, rounds=rounds, separate=separate)
-    except AssertionError as error:
-        print(f"seed {seed} FAILED: {error} (kept in {place})", file=sys.stderr, flush=True)
+        with open_object_store(folder, network.certified(HOSTS)) as store:
+            outcome = run_seed(seed, folder / "study", store, rounds=rounds, separate=separate)
+    except (AssertionError, ConsiliumError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        print(f"seed {seed} FAILED: {type(error).__name__}: {error} (kept in {folder})", file=sys.stderr, flush=True)
         return None
-    remove_run(place)
+    remove_run(folder / "study")
+    shutil.rmtree(folder, ignore_errors=True)
     return outcome
 
 

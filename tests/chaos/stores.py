@@ -59,7 +59,7 @@ class Moto:
 
 @dataclass
 class Ceph:
-    """One gateway for all runs; each run has users and a bucket of its own."""
+    """A gateway, and behind it a store that outlives it."""
 
     radosgw: Radosgw
     scheme: str = "https"
