@@ -83,6 +83,11 @@ class Answers:
                 return name
         return "waiting"
 
+    def reason(self, site: str) -> str:
+        """Returns the site's state, with the code of a refusal."""
+        refusal = self.refusals.get(site) if site not in self.contributions else None
+        return self.state(site) if refusal is None else f"refused: {refusal.predicate.code}"
+
 
 @dataclass
 class RoundOutcome:
@@ -236,7 +241,7 @@ class SumSteps(ABC):
             raise OperationError(
                 "too-few-contributions",
                 f"Round {self.round}: expected at least k_min = {k_min} contributions; "
-                f"missing: {', '.join(f'{s} ({answers.state(s)})' for s in missing)}.",
+                f"missing: {', '.join(f'{s} ({answers.reason(s)})' for s in missing)}.",
                 "Start the agents of the silent sites, ask the refusing ones, and resume: after a pause it asks anew.",
             )
 
@@ -284,13 +289,16 @@ class SumSteps(ABC):
         codes = {site: refusal.predicate.code for site, refusal in answers.refusals.items()}
         spent = {site for site, code in codes.items() if code in BUDGET_CODES}
         lost = {site for site, code in codes.items() if code == "epoch-lost"}
-        if len(people - spent) < self.plan.threshold.k_min:
+        left = {site for site, code in codes.items() if code == "site-left"}
+        k_min = self.plan.threshold.k_min
+        if spent and len(people - spent - left) < k_min:
             raise BudgetExhausted(
                 "budget-exhausted",
                 f"Round {self.round}: the privacy budget is used up at {', '.join(sorted(spent))}.",
                 "Ask for a plan that fits the sites' budgets (consilium site budget).",
             )
-        if len(people - lost) < self.plan.threshold.k_min:
+        # A new ceremony brings back who lost a share; if somebody left as well it refuses, and the study ends in order.
+        if lost and len(people - spent - left - lost) < k_min:
             raise EpochLost("epoch-lost", f"Round {self.round}: key shares are lost at {', '.join(sorted(lost))}.")
 
 

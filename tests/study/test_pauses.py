@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from flows.attempts import choose_attempt
 from flows.departures import TooFewRemain, verify_enough_remain, verify_holders_remain
 from flows.opening_steps import OpeningSteps
-from flows.round_steps import Answers, RoundSteps
+from flows.round_steps import Answers, EpochLost, RoundSteps
 from infra.approving import leave, set_paused
 from infra.embedded import EmbeddedConsortium, Faults, contribute
 from schemas.errors import OperationError, SiteDataError
@@ -46,7 +47,7 @@ def test_a_round_that_too_many_declined_is_asked_again_and_charges_nobody_twice(
     away = names(prepared)[: len(names(prepared)) - prepared.plan.threshold.k_min + 1]
     consortium = pause(prepared, away, True)
     public = consortium.finished_ceremony()
-    with pytest.raises(OperationError, match=rf"{away[0]} \(refused\)") as caught:
+    with pytest.raises(OperationError, match=rf"{away[0]} \(refused: site-paused\)") as caught:
         consortium.run_round(public, 1)
     assert caught.value.code == "too-few-contributions"
     consortium = pause(prepared, away, False)
@@ -145,3 +146,21 @@ def test_a_study_whose_quorum_left_is_over_and_says_who(prepared: Prepared) -> N
     leave(prepared.workdir.site(holders[-1]), prepared.plan.study)
     with pytest.raises(TooFewRemain, match=f"Too few hospitals remain: .*{holders[-1]} left the study"):
         verify_enough_remain(consortium.coordinator)
+
+
+def test_a_lost_share_beside_a_departure_ends_the_study_instead_of_asking_for_ever(prepared: Prepared) -> None:
+    consortium = open_consortium(prepared)
+    public = consortium.finished_ceremony()
+    consortium.run_round(public, 1)
+    several = len(names(prepared)) - prepared.plan.threshold.k_min
+    *gone, lost = names(prepared)[: several + 1]
+    for site in gone:
+        leave(prepared.workdir.site(site), prepared.plan.study)
+    shutil.rmtree(prepared.workdir.root / "memory" / lost)
+    after_first = consortium.lineage
+    consortium = open_consortium(prepared)
+    consortium.lineage = after_first
+    with pytest.raises(EpochLost, match=f"key shares are lost at {lost}"):
+        consortium.run_round(public, 2, faults=Faults(mute=gone))
+    with pytest.raises(TooFewRemain, match=f"No key ceremony can complete: .*{gone[0]}"):
+        verify_holders_remain(consortium.coordinator)
