@@ -41,7 +41,7 @@ def groups(roots: Mapping[str, int]) -> dict[str, list[int]]:
 
 def _group(name: str, is_root: bool, words: str) -> str:
     if name == "servers":
-        for word, group in (("postgres", "PostgreSQL"), ("prefect.server", "Prefect server"), ("mlflow", "MLflow")):
+        for word, group in (("postgres", "PostgreSQL"), ("prefect_app", "Prefect server"), ("mlflow", "MLflow")):
             if word in words and not is_root:
                 return group
         return "coordinator up" if is_root else "MLflow"

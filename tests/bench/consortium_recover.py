@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -50,8 +51,7 @@ def kinds(consortium: Consortium) -> dict[str, Callable[[], Callable[[Event | No
 
     def server(group: str, fact: Callable[[], bool]) -> Callable[[], Callable[[Event | None], bool]]:
         def kill() -> Callable[[Event | None], bool]:
-            old = set(groups(consortium.pids())[group])
-            _kill(consortium, group)
+            old = _kill(consortium, group)
             return lambda _: old.isdisjoint(groups(consortium.pids()).get(group, old)) and fact()
 
         return kill
@@ -128,10 +128,12 @@ def _wait_back(consortium: Consortium, answers: float, is_back: Callable[[Event 
         time.sleep(0.1)
 
 
-def _kill(consortium: Consortium, group: str) -> None:
-    found = groups(consortium.pids())
-    for pid in found.get(group, []):
-        try:
+def _kill(consortium: Consortium, group: str) -> set[int]:
+    """Kills all processes of a group and returns their ids; nobody to kill would be a figure of nothing."""
+    found = set(groups(consortium.pids()).get(group, []))
+    if not found:
+        raise SystemExit(f"There is no process of {group} to kill; see {consortium.place.folder}.")
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    return found
