@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,11 +107,10 @@ class Hosts:
         """Says whether the study is released and the process that ran it has ended."""
         return (self.place.coordinator / "summary.json").is_file() and not list(self._runs())
 
-    def strike(self, blow: Blow) -> Mend:
-        """Does what `blow` says and returns what mends it."""
+    def strike(self, blow: Blow) -> Mend | None:
+        """Does what `blow` says and returns what mends it; None where there was nobody to strike."""
         if blow.kind in ("kill", "reboot"):
-            self._kill(blow)
-            return _nothing
+            return _nothing if self._kill(blow) else None
         if blow.kind == "clock":
             return self._skew_clock(blow.target)
         if blow.kind == "disk-full":
@@ -126,8 +125,7 @@ class Hosts:
             if process is not None:
                 # The servers' children end with them; PostgreSQL is asked to end in order.
                 process.stop(grace_seconds=20.0) if name == "servers" else process.kill()
-        for pid in self._runs():
-            os.kill(pid, signal.SIGKILL)
+        _kill_all(self._runs())
 
     def mend(self) -> None:
         """Mends all links, cables and clocks, and the store."""
@@ -195,38 +193,35 @@ class Hosts:
                 raise OperationError("process-ended", f"{name}: {process.log_tail(5)}", f"See {process.log}.")
             time.sleep(0.2)
 
-    def _kill(self, blow: Blow) -> None:
-        until = time.monotonic() + blow.lasts_seconds
-        target = blow.target
+    def _kill(self, blow: Blow) -> bool:
+        """Kills what `blow` names and says whether anything of it was alive."""
+        until, target = time.monotonic() + blow.lasts_seconds, blow.target
         if blow.kind == "reboot" and target == COORDINATOR:
-            for name in ("worker", "servers", "proxy"):
-                self._kill_process(name, until)
-        elif blow.kind == "reboot":
-            self._kill_process(target, until)
-            memory = self.place.folder / "memory" / target
-            for path in memory.iterdir():  # what a host keeps in memory is gone with it
+            several = [self._kill_process(name, until) for name in ("worker", "servers", "proxy")]
+            return any([*several, _kill_all(self._runs())])
+        if blow.kind == "reboot":
+            killed = self._kill_process(target, until)
+            for path in (self.place.folder / "memory" / target).iterdir():  # what a host keeps in memory goes with it
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        elif target in ("prefect", "postgres", "mlflow"):
+            return killed
+        if target in ("prefect", "postgres", "mlflow"):
             # Their supervisor starts two of them again, and ends with the third: then it is started again.
             if target == "postgres":
                 self.down_until["servers"] = until
-            for pid in self._children_of_servers(target):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        elif target == "s3":
-            if self.store.kill():
-                self.down_until["s3"] = until
-        elif target != "run":
-            self._kill_process(target, until)
-        if target in ("run", COORDINATOR):
-            for pid in self._runs():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            return _kill_all(self._children_of_servers(target))
+        if target == "s3":
+            self.down_until["s3"] = until
+            return self.store.kill()
+        return _kill_all(self._runs()) if target == "run" else self._kill_process(target, until)
 
-    def _kill_process(self, name: str, until: float) -> None:
-        if name in self.processes:
-            self.down_until[name] = until
-            self.processes[name].kill()
+    def _kill_process(self, name: str, until: float) -> bool:
+        process = self.processes.get(name)
+        if process is None:
+            return False
+        was_alive = process.is_alive()
+        self.down_until[name] = until
+        process.kill()
+        return was_alive
 
     def _strain(self, blow: Blow) -> Mend:
         """Cuts, slows, tears or narrows the links of a host."""
@@ -242,12 +237,9 @@ class Hosts:
             links.cut()
         return links.mend
 
-    def _children_of_servers(self, target: str) -> Iterator[int]:
-        words = {"prefect": b"prefect", "postgres": b"postgres", "mlflow": b"mlflow"}[target]
+    def _children_of_servers(self, target: str) -> list[int]:
         servers = self.processes["servers"].pid
-        for pid, parent, command, _ in _processes():
-            if parent == servers and words in command.split(b"--", 1)[0]:
-                yield pid
+        return [pid for pid, parent, command, _ in _processes() if parent == servers and _is_server(target, command)]
 
     def _runs(self) -> Iterator[int]:
         """Yields the processes in which Prefect's worker runs flows of the coordinator; they may outlive it."""
@@ -273,8 +265,10 @@ class Hosts:
         return mend
 
 
-def fill_disk(home: Path) -> Mend:
-    """Takes all space of the site's home, which is a file system of its own."""
+def fill_disk(home: Path) -> Mend | None:
+    """Takes all space of the site's home; None where it is no file system of its own."""
+    if not home.is_mount():
+        return None
     ballast = home / "ballast"
     with ballast.open("wb", buffering=0) as out, contextlib.suppress(OSError):
         while True:
@@ -314,8 +308,25 @@ def _processes() -> Iterator[tuple[int, int, bytes, bytes]]:
             yield int(path.name), parent, (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
 
 
+def _kill_all(pids: Iterable[int]) -> bool:
+    found = list(pids)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(found)
+
+
 def _consilium(*command: str) -> list[str]:
     return [sys.executable, "-P", "-m", "infra.cli", *command]
+
+
+def _is_server(target: str, command: bytes) -> bool:
+    words = command.split(b"\0")
+    if target == "postgres":
+        return Path(words[0].decode(errors="replace")).name == "postgres"
+    if target == "mlflow":
+        return words[1:5] == [b"-P", b"-m", b"mlflow", b"server"]
+    return b"uvicorn" in words and any(word.startswith((b"prefect.", b"infra.prefect_app")) for word in words)
 
 
 def _nothing() -> None: ...

@@ -48,7 +48,7 @@ class Outcome:
 
     Attributes:
         seconds: From the first due run to the release.
-        blows: What was struck; a release may come before the last ones.
+        blows: What struck somebody; a release may come before the last ones, and the dead cannot be killed.
         starts: How often each process was started.
     """
 
@@ -104,8 +104,9 @@ def run_seed(
 
 
 def _play(hosts: Hosts, script: list[Blow], started: float, limit_seconds: float) -> list[Blow]:
-    """Plays the script until the study is released; returns the blows that fell before that."""
+    """Plays the script until the study is released; returns the blows that struck somebody before that."""
     waiting, mending, begun = list(script), list[tuple[float, Mend]](), dict[int, float]()
+    struck = list[Blow]()
     while not hosts.released:
         now = time.monotonic() - started
         if now > limit_seconds:
@@ -114,14 +115,18 @@ def _play(hosts: Hosts, script: list[Blow], started: float, limit_seconds: float
             begun.setdefault(number, now)
         for blow in [blow for blow in waiting if _is_due(blow, begun, now)]:
             waiting.remove(blow)
-            print(f"  {now:.0f} s: {blow}", file=sys.stderr, flush=True)
-            mending.append((now + blow.lasts_seconds, hosts.strike(blow)))
+            mend = hosts.strike(blow)
+            note = "" if mend is not None else " (nobody there)"
+            print(f"  {now:.0f} s: {blow}{note}", file=sys.stderr, flush=True)
+            if mend is not None:
+                struck.append(blow)
+                mending.append((now + blow.lasts_seconds, mend))
         for due in [item for item in mending if item[0] <= now]:
             mending.remove(due)
             due[1]()
         hosts.tend()
         time.sleep(0.2)
-    return [blow for blow in script if blow not in waiting]
+    return struck
 
 
 def _begun(place: Place) -> set[int]:

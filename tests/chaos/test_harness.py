@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tasks.storage.folder import FolderStore
+from tests.chaos.hosts import fill_disk
 from tests.chaos.link import Links
 from tests.chaos.network import Namespaces, missing_for_namespaces
 from tests.chaos.run import HOSTS, NAMES
@@ -169,3 +170,9 @@ def _vector(place: Place, round_: int) -> Path:
     home = next(iter(place.sites().values()))
     (found,) = (path for path in home.rglob("values-*") if path.name.endswith(f"-{round_:04d}"))
     return found
+
+
+def test_only_a_disk_of_its_own_is_filled(place: Place) -> None:
+    (first, *_) = place.sites().values()
+    assert fill_disk(first) is None
+    assert not (first / "ballast").exists()
