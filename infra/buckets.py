@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infra.services import mlflow_artifacts
+from infra.settings import load_settings
 from schemas.errors import OperationError
 from schemas.options import CoordinatorSettings, S3Settings
+from schemas.services import ServiceSettings
 from tasks.storage.opening import split_address
-from tasks.storage.s3_policy import bucket_policy, coordinator_statements, site_statements
+from tasks.storage.s3_policy import ARTIFACTS, bucket_policy, coordinator_statements, site_statements
 
 
 def make_policy(settings: CoordinatorSettings, names: Sequence[str], principal: str, enforce: bool) -> dict[str, Any]:
@@ -51,6 +54,22 @@ def apply_bucket(
         if ciphertext_days is not None:
             rules = lifecycle(root, ciphertext_days)
             client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=rules)
+
+
+def verify_artifacts_apart(home: Path, settings: CoordinatorSettings) -> None:
+    """Refuses conditions on writes while MLflow keeps artifacts among the study's own names, as older homes do.
+
+    Raises:
+        OperationError: `artifacts-in-study`.
+    """
+    path = home / "services.json"
+    services = load_settings(ServiceSettings, path) if path.exists() else ServiceSettings()
+    if f"{mlflow_artifacts(home, settings, services)}/".startswith(f"{settings.store.rstrip('/')}/coordinator/"):
+        raise OperationError(
+            "artifacts-in-study",
+            "MLflow keeps its artifacts under coordinator/ and writes them without a condition.",
+            f"Copy coordinator/mlflow to {ARTIFACTS} in the store and name that as mlflow_artifacts in services.json.",
+        )
 
 
 def _bucket(settings: CoordinatorSettings) -> tuple[str, S3Settings]:

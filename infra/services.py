@@ -167,9 +167,10 @@ def _start_mlflow(
 
 
 def mlflow_artifacts(home: Path, settings: CoordinatorSettings, services: ServiceSettings) -> str:
-    """Returns where MLflow keeps artifacts: as said, else beside the study in its bucket, else in the home."""
+    """Returns where MLflow keeps artifacts: as said, else where it kept them when none was said, else in the home."""
     if services.mlflow_artifacts is not None:
         return services.mlflow_artifacts
+    # A home that an older `coordinator init` made: moving would lose what its runs hold.
     if settings.s3 is not None:
         return f"{settings.store.rstrip('/')}/coordinator/mlflow"
     return str(home / "services" / "mlartifacts")

@@ -17,7 +17,8 @@ class ServiceSettings(Settings):
         prefect_database_file: File with an SQLAlchemy address (`postgresql+asyncpg://…`, with its password), mode 0600;
             None keeps a private PostgreSQL in the home, or SQLite where there is none.
         mlflow_database_file: The same for MLflow (`postgresql://…`).
-        mlflow_artifacts: A folder or `s3://…`; None: in the store under `coordinator/mlflow`, if it is a bucket.
+        mlflow_artifacts: A folder or `s3://…`; None: in the home, or where the store is a bucket under its
+            `coordinator/mlflow`, as an older version had it.
     """
 
     format: Literal["consilium/services/1"] = "consilium/services/1"

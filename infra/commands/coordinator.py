@@ -63,6 +63,7 @@ def init(
     from infra.settings import save_settings
     from schemas.options import CoordinatorSettings
     from schemas.services import ServiceSettings
+    from tasks.storage.s3_policy import ARTIFACTS
 
     settings = CoordinatorSettings(
         name=name,
@@ -81,6 +82,8 @@ def init(
         mlflow_port=mlflow_port,
         prefect_database_file=str(prefect_database.absolute()) if prefect_database else None,
         mlflow_database_file=str(mlflow_database.absolute()) if mlflow_database else None,
+        # Beside the study, where neither the condition of its writes nor what the hospitals may read applies.
+        mlflow_artifacts=f"{settings.store.rstrip('/')}/{ARTIFACTS}" if settings.s3 is not None else None,
     )
     save_settings(services, home / "services.json")
     click.echo(f"Made {home}. Fingerprint: {fingerprint(identity.identity_key)}")
@@ -256,12 +259,14 @@ def bucket(
 ) -> None:
     """Print the bucket's policy for the coordinator and these hospitals, or apply it with the owner's keys."""
     home = existing(home, "config.json")
-    from infra.buckets import apply_bucket, make_policy
+    from infra.buckets import apply_bucket, make_policy, verify_artifacts_apart
     from infra.settings import load_settings
     from schemas.options import CoordinatorSettings
 
     settings = load_settings(CoordinatorSettings, home / "config.json")
     policy = make_policy(settings, names, principal, enforce)
+    if enforce:
+        verify_artifacts_apart(home, settings)
     if owner is None:
         click.echo(json.dumps(policy, indent=2))
         return

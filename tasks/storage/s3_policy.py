@@ -13,6 +13,8 @@ from schemas.canonical import is_name as is_party_name
 from schemas.errors import OperationError
 from tasks.storage.s3 import CIPHERTEXT_TAG
 
+# MLflow's part of the store: what the coordinator keeps for itself, and no site can read.
+ARTIFACTS = "mlflow"
 _ROUND, _CEREMONY = "sites/*/*/round-*/attempt-*", "sites/*/*/epoch-*/ceremony"
 # What a site reads of the others: signed messages, key ciphertexts that it adds again, shares of certified records that
 # it combines again, public parts of a key ceremony, and blobs that are addressed to it. One star for each part of a
@@ -53,8 +55,14 @@ def site_statements(bucket: str, root: str, site: str, enforce_conditions: bool 
 
 
 def coordinator_statements(bucket: str, root: str, enforce_conditions: bool = False) -> list[dict[str, Any]]:
-    """Returns what the coordinator's credentials allow: reading everything, writing under `coordinator/`."""
-    return _statements(bucket, root, "coordinator/*", ["coordinator/*", "sites/*"], [], enforce_conditions)
+    """Returns what the coordinator's credentials allow: reading everything, writing under `coordinator/` and `mlflow/`.
+
+    MLflow writes without a condition, and over what it wrote before: `mlflow/` is never asked for one.
+    """
+    own, artifacts = "coordinator/*", f"{ARTIFACTS}/*"
+    granted = _statements(bucket, root, own, [own, "sites/*", artifacts], [], enforce_conditions)
+    actions, where = ["s3:PutObject", "s3:AbortMultipartUpload"], [_arn(bucket, root, artifacts)]
+    return [*granted, {"Sid": "Artifacts", "Effect": "Allow", "Action": actions, "Resource": where}]
 
 
 def identity_policy(statements: list[dict[str, Any]]) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def _statements(
     bucket: str, root: str, own: str, readable: list[str], tagged: list[str], conditions: bool
 ) -> list[dict[str, Any]]:
     def arn(name: str) -> str:
-        return f"arn:aws:s3:::{bucket}/{root}/{name}" if root else f"arn:aws:s3:::{bucket}/{name}"
+        return _arn(bucket, root, name)
 
     def allow(name: str, actions: list[str], where: list[str], **condition: Any) -> dict[str, Any]:
         return {"Sid": name, "Effect": "Allow", "Action": actions, "Resource": where} | condition
@@ -124,6 +132,10 @@ def _statements(
         # Without it a server answers "forbidden" for what does not exist yet.
         allow("Look", list(_LOOK), [f"arn:aws:s3:::{bucket}"]),
     ]
+
+
+def _arn(bucket: str, root: str, name: str) -> str:
+    return f"arn:aws:s3:::{bucket}/{root}/{name}" if root else f"arn:aws:s3:::{bucket}/{name}"
 
 
 def _identifier(name: str) -> str:

@@ -46,7 +46,9 @@ def test_the_coordinators_servers_start_keep_artifacts_in_the_bucket_and_end_tog
             client.log_text(run.info.run_id, "kept", "note.txt")
             names = [item["Key"] for item in server.client.list_objects_v2(Bucket="study")["Contents"]]
             assert [name for name in names if name.endswith("note.txt")]
-            assert all(name.startswith("one/coordinator/") for name in names)
+            assert [name for name in names if not name.startswith("one/coordinator/probe/")] == [
+                name for name in names if name.startswith("one/mlflow/")
+            ]
             refused = CliRunner().invoke(main, ["coordinator", "up", "--home", str(home)])
             assert "port-in-use" in refused.output
             database = _child(process.pid, b"postgres")

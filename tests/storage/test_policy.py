@@ -135,6 +135,25 @@ def test_the_policy_of_the_bucket_names_each_statement_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("root", ["", "some/study"])
+def test_mlflow_writes_without_a_condition_where_no_site_can_read_and_nothing_expires(root: str) -> None:
+    coordinator = coordinator_statements("study", root, enforce_conditions=True)
+    artifact = "/".join(part for part in (root, "mlflow/1/run/artifacts/note.txt") if part)
+    free = [statement for statement in coordinator if "Condition" not in statement]
+    assert allows(free, "s3:PutObject", artifact)
+    assert allows(free, "s3:GetObject", artifact)
+    # The exception is MLflow's alone: the study's own names keep the condition.
+    message = "/".join(part for part in (root, "coordinator/s/plan.json") if part)
+    assert not allows(free, "s3:PutObject", message)
+    assert allows(coordinator, "s3:PutObject", message)
+    for action in ("s3:GetObject", "s3:PutObject", "s3:PutObjectTagging"):
+        assert not allows(site_statements("study", root, "mercy"), action, artifact), action
+    assert not allows(site_statements("study", root, "mlflow"), "s3:GetObject", artifact)
+    expiring = [rule["Filter"] for rule in lifecycle(root, 1)["Rules"] if "Expiration" in rule]
+    tags = [{"Key": "consilium", "Value": "ciphertext"}]
+    assert expiring == ([{"And": {"Prefix": f"{root}/", "Tags": tags}}] if root else [{"Tag": tags[0]}])
+
+
 def test_a_name_that_would_widen_a_policy_is_refused() -> None:
     for name in ("*", "a/*", "", "A", "a?"):
         with pytest.raises(OperationError, match="Expected a name like general-hospital"):

@@ -96,11 +96,24 @@ def test_the_servers_policy_holds_each_participant_to_its_prefix(server: S3Serve
     assert stores["b"].get("coordinator/s/plan.json") == b"{}"
     assert stores["b"].get(f"{ROUND}/not-there.json") is None
     assert stores["coordinator"].get(f"{ROUND}/bulk.bin") == b"mine"
+    # MLflow writes as it does, again and again, where no site reads.
+    artifact = {"Bucket": bucket, "Key": "study/mlflow/1/note.txt"}
+    for body in (b"one", b"two"):
+        stores["coordinator"].client.put_object(**artifact, Body=body)
+    assert stores["coordinator"].client.get_object(**artifact)["Body"].read() == b"two"
+    with pytest.raises(Exception, match="AccessDenied"):
+        stores["b"].client.get_object(**artifact)
     # What it may not, whatever program it runs: the store's own prefix rule is switched off.
     for name, key in (("b", f"{ROUND}/bulk.bin"), ("b", f"{ROUND}/shamir-c.bin")):
         with pytest.raises(OperationError, match="refuses these credentials"):
             stores[name].get(key)
-    for name, key in (("b", "sites/a/x"), ("a", "coordinator/x"), ("coordinator", "sites/a/x"), ("b", "elsewhere")):
+    for name, key in (
+        ("b", "sites/a/x"),
+        ("a", "coordinator/x"),
+        ("coordinator", "sites/a/x"),
+        ("b", "elsewhere"),
+        ("b", "mlflow/x"),
+    ):
         rogue = S3Store(stores[name].client, stores[name].place)
         with pytest.raises(OperationError, match="refuses these credentials"):
             rogue.put(key, b"forged")
