@@ -244,7 +244,8 @@ def backup(home: Path, out: Path | None, folder: Path | None, keep: int) -> None
     cls=Example,
     epilog="consilium coordinator bucket --home coord mercy general > policy.json\n"
     "consilium coordinator bucket --home coord mercy --principal 'arn:aws:iam::123456789012:user/{name}' --enforce\n"
-    "consilium coordinator bucket --home coord mercy general --owner owner.json --ciphertext-days 90",
+    "consilium coordinator bucket --home coord mercy general --owner owner.json --ciphertext-days 90\n"
+    "consilium coordinator bucket --home coord mercy general --identity > policies.json",
 )
 @HOME
 @click.argument("names", nargs=-1, required=True)
@@ -254,23 +255,44 @@ def backup(home: Path, out: Path | None, folder: Path | None, keep: int) -> None
 @click.option(
     "--ciphertext-days", type=click.IntRange(1), help="With --owner: bulk ciphertexts expire after so many days."
 )
+@click.option("--identity", is_flag=True, help="Print a policy for each participant's own user instead, by name.")
 def bucket(
-    home: Path, names: tuple[str, ...], principal: str, enforce: bool, owner: Path | None, ciphertext_days: int | None
+    home: Path,
+    names: tuple[str, ...],
+    principal: str,
+    enforce: bool,
+    owner: Path | None,
+    ciphertext_days: int | None,
+    identity: bool,
 ) -> None:
-    """Print the bucket's policy for the coordinator and these hospitals, or apply it with the owner's keys."""
+    """Print the bucket's policy for the coordinator and these hospitals, or apply it with the owner's keys.
+
+    Amazon takes a policy of 20480 bytes, which a dozen hospitals fill. With --identity the policies of all users are
+    printed as one JSON object by participant; the owner attaches each to that user, and the bucket needs none. Then
+    --owner applies the lifecycle only.
+    """
     home = existing(home, "config.json")
-    from infra.buckets import apply_bucket, make_policy, verify_artifacts_apart
+    from infra import buckets
     from infra.settings import load_settings
     from schemas.options import CoordinatorSettings
 
     settings = load_settings(CoordinatorSettings, home / "config.json")
-    policy = make_policy(settings, names, principal, enforce)
+    if ciphertext_days is not None and owner is None:
+        raise click.UsageError("--ciphertext-days needs --owner: only the bucket's owner sets its lifecycle.")
     if enforce:
-        verify_artifacts_apart(home, settings)
-    if owner is None:
-        click.echo(json.dumps(policy, indent=2))
+        buckets.verify_artifacts_apart(home, settings)
+    if identity:
+        if owner is not None:
+            buckets.apply_bucket(settings, owner, None, ciphertext_days)
+        click.echo(json.dumps(buckets.make_identity_policies(settings, names, enforce), indent=2))
         return
-    apply_bucket(settings, owner, policy, ciphertext_days)
+    policy = buckets.make_policy(settings, names, principal, enforce)
+    if buckets.exceeds_amazon(policy):
+        click.echo("Amazon and some other servers refuse a policy of this size; see --identity.", err=True)
+    if owner is None:
+        click.echo(json.dumps(policy, indent=2) if not buckets.exceeds_amazon(policy) else buckets.policy_text(policy))
+        return
+    buckets.apply_bucket(settings, owner, policy, ciphertext_days)
     click.echo(f"Applied to {settings.store}: each of {len(names)} hospitals writes under its own prefix only.")
 
 

@@ -472,22 +472,6 @@ def test_the_buckets_policy_is_printed_and_applied(on_s3: Consortium, server: S3
     assert refused(*asked, "--principal", "arn:aws:iam:::user/all").code == "bad-principal"
 
 
-def test_conditions_on_writes_are_refused_while_mlflow_writes_among_the_studys_names(on_s3: Consortium) -> None:
-    asked = ("coordinator", "bucket", "--home", str(on_s3.coordinator), "--enforce", *on_s3.sites)
-    path = on_s3.coordinator / "services.json"
-    services = json.loads(path.read_text())
-    assert (
-        services["mlflow_artifacts"] == f"{json.loads((on_s3.coordinator / 'config.json').read_text())['store']}/mlflow"
-    )
-    assert "s3:if-none-match" in run(*asked)
-    # As an older version made it: MLflow goes on where it was, and the server is not told to refuse it.
-    path.write_text(json.dumps(services | {"mlflow_artifacts": None}))
-    assert "Artifacts" in run(*asked[:4], *on_s3.sites)
-    error = refused(*asked)
-    assert error.code == "artifacts-in-study"
-    assert "Copy coordinator/mlflow to mlflow in the store" in str(error.remedy)
-
-
 def test_status_says_what_it_cannot_reach(on_s3: Consortium) -> None:
     home = on_s3.home(on_s3.sites[0])
     s3 = json.loads((home / "config.json").read_text())["s3"]
