@@ -273,7 +273,7 @@ class OpeningSteps:
             target = folder / f"{site}.bin"
             sources[site] = (
                 contribution,
-                target if target.exists() else self.steps.download(place("bulk.bin"), target),
+                target if target.exists() else self.steps.download_bulk(contribution, target),
             )
         context = self.steps.round_context(instruction)
         add_bulk(context, sources, folder / "bulk-sum.bin")

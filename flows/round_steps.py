@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 from typing import Literal
 
@@ -47,7 +46,7 @@ from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.record import verify_key_ciphertext
 from tasks.server_step import apply_step, state_digest
-from tasks.storage.mailbox import Signed, read_blob, read_signed
+from tasks.storage.mailbox import Signed, fetch_blob, read_blob, read_signed
 
 
 class BudgetExhausted(OperationError):
@@ -276,13 +275,17 @@ class SumSteps(ABC):
         if self.context.store.size(key) != contribution.bulk_bytes:
             raise PeerError("blob-missing", site, "the bulk ciphertext is missing or has another size.")
         with TemporaryDirectory(dir=self.context.home) as folder:
-            verify_bulk(self.round_context(instruction), contribution, self.download(key, Path(folder) / "bulk.bin"))
+            bulk = self.download_bulk(contribution, Path(folder) / "bulk.bin")
+            verify_bulk(self.round_context(instruction), contribution, bulk)
 
-    def download(self, key: str, target: Path) -> Path:
-        """Streams an object into a local file."""
-        with self.context.store.open(key) as source, target.open("wb") as out:
-            copyfileobj(source, out)
-        return target
+    def download_bulk(self, contribution: Contribution, target: Path) -> Path:
+        """Streams a contribution's bulk ciphertext into a new file, and no more of it than was signed.
+
+        Raises:
+            PeerError: `blob-missing`, `blob-size`, naming the sender.
+        """
+        key = attempt_key(self.plan.study, self.round, self.attempt, contribution.sender, "bulk.bin")
+        return fetch_blob(self.context.store, key, target, contribution.bulk_bytes, contribution.sender)
 
     def _verify_can_go_on(self, instruction: Signed[Instruction], answers: Answers) -> None:
         people = set(instruction.predicate.participants)

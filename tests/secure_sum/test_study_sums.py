@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,14 @@ import pytest
 from flows.opening_steps import OpeningSteps
 from flows.round_steps import Answers, RoundSteps
 from infra.embedded import EmbeddedConsortium, contribute
-from schemas.errors import OperationError
+from schemas.errors import OperationError, PeerError
 from schemas.layout import attempt_key, round_key
 from site_agents.certifying import Certifying
 from site_agents.round import SiteRound
 from tasks.audit.keys import read_public_keys
 from tasks.audit.verify import verify_evidence
+from tasks.storage.folder import FolderStore
+from tasks.storage.mailbox import fetch_blob
 from tests.simulator import Prepared, change_settings, copy_study, open_consortium
 
 
@@ -60,6 +64,57 @@ def test_a_site_that_sends_other_bytes_than_it_signed_is_left_out_by_name(
     assert record.predicate.dropped == ((site, "invalid"),)
     assert site not in dict(record.predicate.contributions)
     assert arguments[1].invalid[site] in ("bulk-root", "blob-digest")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("swapped", ["longer", "shorter", "gone"])
+def test_a_bulk_that_is_swapped_after_its_size_was_seen_is_refused_by_name(
+    swapped: str, consortium: EmbeddedConsortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = RoundSteps(consortium.coordinator, consortium.finished_ceremony(), consortium.lineage, 1, "train")
+    instruction, answers = steps.issue(), Answers()
+    for context in consortium.sites.values():
+        contribute(SiteRound(context, 1, steps.attempt))
+    site = consortium.plan.sites[2].name
+    bulk = attempt_key(consortium.plan.study, 1, 1, site, "bulk.bin")
+    path = stored(consortium, bulk)
+    signed, real = path.stat().st_size, FolderStore.size
+
+    def size(store: FolderStore, key: str) -> int:
+        """The answer of before, and then another object under the name."""
+        answer = real(store, key)
+        if key == bulk:
+            path.unlink()
+            if swapped != "gone":
+                path.touch()
+                os.truncate(path, signed + (1 if swapped == "longer" else -1))
+        return answer
+
+    monkeypatch.setattr(FolderStore, "size", size)
+    steps.collect(instruction, answers)
+    assert answers.invalid == {site: "blob-missing" if swapped == "gone" else "blob-size"}
+    assert len(answers.contributions) == len(consortium.sites) - 1
+
+
+class Endless(io.RawIOBase):
+    """An object that its writer replaced by one without an end."""
+
+    taken = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.taken += len(buffer)
+        return len(buffer)
+
+
+def test_no_more_is_read_of_a_blob_than_was_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, stream = FolderStore(tmp_path / "store"), Endless()
+    monkeypatch.setattr(store, "open", lambda _: stream)
+    with pytest.raises(PeerError, match=r"general: bulk\.bin does not have the 5000000 bytes") as caught:
+        fetch_blob(store, "sites/general/bulk.bin", tmp_path / "bulk.bin", 5_000_000, "general")
+    assert (caught.value.code, stream.taken) == ("blob-size", 5_000_001)
+    assert not (tmp_path / "bulk.bin").exists()
 
 
 def test_too_few_honest_uploads_propose_nothing(consortium: EmbeddedConsortium) -> None:
