@@ -41,6 +41,7 @@ OWN = (
     r"POST /api/work_pools/consilium-\1/workers/heartbeat",
 )
 _LARGEST_REQUEST = "256k"
+LOGS = "logs"
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ def current_user() -> str | None:
 def passable(folder: Path) -> bool:
     """Says whether every user can pass `folder`, or where it is not there yet its nearest parent, and those above."""
     there = [path for path in (folder, *folder.parents) if path.exists()]
-    # The folder itself is opened when it is written.
-    return all(path.stat().st_mode & stat.S_IXOTH for path in there if path != folder)
+    return all(path.stat().st_mode & stat.S_IXOTH for path in there)
 
 
 def write_proxy(folder: Path, sites: Sequence[str], options: ProxyOptions) -> Path:
@@ -96,16 +96,25 @@ def write_proxy(folder: Path, sites: Sequence[str], options: ProxyOptions) -> Pa
     for site in sites:
         if not is_name(site):
             raise OperationError("site-name", "Expected site names of lower-case letters, digits and hyphens.")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(mode=0o700, parents=True)
+        # For an nginx that is somebody else. A folder that was there before stays as closed as its owner made it.
+        folder.chmod(0o711)
+    _make_private(folder / LOGS)
     lines = [password_line(site, ensure_token(folder / "tokens" / site)) for site in sorted(sites)]
     users = folder / "users"
     users.write_text("\n".join(lines) + "\n")
     # nginx reads it as its own user after giving up root; it holds salted digests of random tokens.
     users.chmod(0o644)
-    folder.chmod(0o711)
     config = folder / "nginx.conf"
     config.write_text(render_proxy(folder, users, options))
     return config
+
+
+def _make_private(folder: Path) -> None:
+    # nginx makes its logs readable by all; they hold the ids of runs, which only their own site is told.
+    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
 
 
 def render_proxy(folder: Path, users: Path, options: ProxyOptions) -> str:
@@ -147,7 +156,7 @@ def render_proxy(folder: Path, users: Path, options: ProxyOptions) -> str:
 _TEMPLATE = """\
 # Written by `consilium coordinator proxy`; run it again instead of editing. Start: nginx -c {folder}/nginx.conf
 {user}pid {folder}/nginx.pid;
-error_log {folder}/error.log warn;
+error_log {folder}/logs/error.log warn;
 worker_processes 1;
 
 events {{
@@ -165,7 +174,7 @@ http {{
 
     # Who asked for what, without headers and bodies: neither token nor parameters are written down.
     log_format audit '$time_iso8601 $remote_addr $remote_user $request_method $request_uri $status $request_time';
-    access_log {folder}/access.log audit;
+    access_log {folder}/logs/access.log audit;
 
     map "$request_method $request_uri" $shared_path {{
         default 0;

@@ -66,7 +66,7 @@ def left_the_sites(place: Place) -> Iterator[tuple[str, bytes]]:
             yield f"{database} database/{table}", rows
     yield from files_under(place.coordinator)
     yield from files_under(place.folder / "logs")
-    yield "proxy", (place.proxy / "access.log").read_bytes() + (place.proxy / "error.log").read_bytes()
+    yield "proxy", b"".join((place.proxy / "logs" / f"{name}.log").read_bytes() for name in ("access", "error"))
 
 
 def sockets(place: Place) -> Path:
@@ -125,7 +125,7 @@ def test_a_study_runs_through_proxy_and_bucket_verifies_and_leaves_no_process(pl
     assert [e for e in events if e["event"] == "site-state" and e["site"] == refused.stem and e["code"]]
 
     # Every hospital came through the proxy with its own token, and no token is written down.
-    seen = (place.proxy / "access.log").read_text()
+    seen = (place.proxy / "logs" / "access.log").read_text()
     for name in place.sites():
         assert f" {name} POST /api/work_pools/consilium-{name}/get_scheduled_flow_runs 200" in seen
         assert (place.proxy / "tokens" / name).read_text().strip() not in seen

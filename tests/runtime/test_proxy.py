@@ -144,7 +144,10 @@ def test_an_agent_works_through_the_proxy_with_its_token(proxy: Proxy, server: P
         assert asyncio.run(run()) == "COMPLETED", agent.log_tail(40)
     finally:
         agent.stop()
-    seen = (proxy.folder / "access.log").read_text()
+    seen = (proxy.folder / "logs" / "access.log").read_text()
+    # nginx makes it 0644, and it names runs: nobody else gets that far.
+    assert (proxy.folder / "logs").stat().st_mode & 0o077 == 0
+    assert not list(proxy.folder.glob("*.log"))
     assert proxy.site in seen
     assert proxy.token(proxy.site) not in seen
 
@@ -324,9 +327,10 @@ def test_a_folder_that_others_cannot_pass_is_noticed(tmp_path: Path) -> None:
     closed.mkdir(mode=0o700)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        assert passable(folder)  # it is opened when it is written
+        assert not passable(folder)
         assert not passable(folder / "proxy")
         folder.chmod(0o711)
+        assert passable(folder)
         assert passable(folder / "proxy" / "deeper")
     assert not passable(closed / "proxy")
 
@@ -369,6 +373,21 @@ def test_a_repeated_write_keeps_tokens_and_no_file_holds_them_for_others(tmp_pat
     assert (tmp_path / "proxy" / "tokens" / "general").read_text() == token
     assert (tmp_path / "proxy" / "tokens" / "general").stat().st_mode & 0o077 == 0
     assert token.strip() not in config.read_text() + (tmp_path / "proxy" / "users").read_text()
+
+
+def test_a_folder_that_was_there_is_not_opened(tmp_path: Path) -> None:
+    options = ProxyOptions("127.0.0.1:8443", "http://127.0.0.1:4200", tmp_path / "tls.pem", tmp_path / "key.pem")
+    for mode in (0o700, 0o750):
+        folder = tmp_path / f"{mode:o}"
+        folder.mkdir()
+        folder.chmod(mode)
+        for _ in range(2):
+            write_proxy(folder, ["rural"], options)
+            assert folder.stat().st_mode & 0o777 == mode
+            assert (folder / "logs").stat().st_mode & 0o777 == 0o700
+    # Its own may be passed, so that nginx as somebody else finds its files; it shows nobody what is in it.
+    write_proxy(tmp_path / "made", ["rural"], options)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o711
 
 
 @pytest.mark.parametrize("name", ["Rural", "a b", "a;b", "../x", "a{b"])
