@@ -145,9 +145,12 @@ def proxy(home: Path, listen: str, certificate: Path, key: Path, out: Path | Non
     Give tokens/SITE to that hospital by a safe way; it names the file as token_file in its config.json. A token reaches
     the site's own work pool and runs, no other site's and no setting of the server. Repeating the command keeps tokens;
     remove a token's file to make a new one.
+
+    One proxy serves one coordinator: the --out of another one is refused. Two on one machine listen on two ports.
     """
     from flows.context import open_coordinator
     from infra.proxy.config import ProxyOptions, current_user, passable, write_proxy
+    from infra.proxy.owner import mark_owner, verify_owner
 
     root, folder = os.geteuid() == 0, out.absolute() if out is not None else home.absolute() / "proxy"
     if root and out is None:
@@ -157,9 +160,12 @@ def proxy(home: Path, listen: str, certificate: Path, key: Path, out: Path | Non
             "Run it as the coordinator's own user, or name --out, a folder that every user can pass.",
         )
     context = open_coordinator(home.absolute())
+    sites, own_key = [site.name for site in context.plan.sites], context.identity.identity_key
+    verify_owner(folder, own_key, sites, default=out is None)
     behind = context.settings.prefect_api_url
     options = ProxyOptions(listen, behind, certificate.absolute(), key.absolute(), current_user())
-    config = write_proxy(folder, [site.name for site in context.plan.sites], options)
+    config = write_proxy(folder, sites, options)
+    mark_owner(folder, own_key)
     if root and not passable(folder):
         click.echo(f"Not every user can pass {folder}: nginx must be told a user that can (user NAME;).", err=True)
     click.echo(f"Wrote {config}. Check it with nginx -t -c {config}, start it with nginx -c {config}.")

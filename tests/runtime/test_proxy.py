@@ -31,11 +31,13 @@ from infra.cli import main
 from infra.prefect_server import PrefectServer, is_healthy, prefect_client_environment, why_unhealthy
 from infra.processes import find_free_port, start_process
 from infra.proxy.config import ProxyOptions, current_user, passable, write_proxy
+from infra.proxy.owner import mark_owner, verify_owner
 from schemas.errors import OperationError
 from site_agents.worker import ensure_site_deployments, ensure_site_pool, run_agent
 from tests.consortium.tls import write_certificate
 from tests.runtime.site_process import make_flows
 from tests.runtime.waiting import wait_until
+from tests.simulator import Prepared, change_settings, copy_study, prepare
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -388,6 +390,48 @@ def test_a_folder_that_was_there_is_not_opened(tmp_path: Path) -> None:
     # Its own may be passed, so that nginx as somebody else finds its files; it shows nobody what is in it.
     write_proxy(tmp_path / "made", ["rural"], options)
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o711
+
+
+def test_a_second_coordinator_does_not_lock_out_the_hospitals_of_the_first(
+    prepared_study: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONSILIUM_DEBUG", "1")
+    first = copy_study(prepared_study, tmp_path / "first")
+    homes = [first.workdir.coordinator, prepare(tmp_path / "second", rounds=1).workdir.coordinator]
+    for home in homes:
+        change_settings(home, prefect_api_url="http://127.0.0.1:4200/api")
+
+    def write(home: Path, *out: str) -> None:
+        tls = ["--listen", "127.0.0.1:8443", "--certificate", str(tmp_path / "t"), "--key", str(tmp_path / "k")]
+        main.main(["coordinator", "proxy", "--home", str(home), *tls, *out], standalone_mode=False)
+
+    shared = tmp_path / "shared"
+    for _ in range(2):
+        write(homes[0], "--out", str(shared))
+    before = {path: path.read_bytes() for path in shared.rglob("*") if path.is_file()}
+    with pytest.raises(OperationError, match="holds the proxy of another coordinator") as caught:
+        write(homes[1], "--out", str(shared))
+    assert (caught.value.code, str(caught.value.remedy)) == (
+        "proxy-of-another",
+        "Name another --out, and another port in --listen.",
+    )
+    assert {path: path.read_bytes() for path in shared.rglob("*") if path.is_file()} == before
+    write(homes[1], "--out", str(tmp_path / "apart"))
+
+
+def test_an_older_versions_folder_is_taken_over_by_those_whom_it_lets_in(tmp_path: Path) -> None:
+    options = ProxyOptions("127.0.0.1:8443", "http://127.0.0.1:4200", tmp_path / "tls.pem", tmp_path / "key.pem")
+    write_proxy(tmp_path, ["general", "rural"], options)
+    with pytest.raises(OperationError, match="its hospitals would be locked out"):
+        verify_owner(tmp_path, "aa", ["general", "city"], default=False)
+    verify_owner(tmp_path, "aa", ["general", "city"], default=True)
+    verify_owner(tmp_path, "aa", ["general", "rural", "city"], default=False)
+    mark_owner(tmp_path, "aa")
+    # Whose it is decides from here on, not whom it lets in: the next study of this home may have other hospitals.
+    verify_owner(tmp_path, "aa", ["city"], default=False)
+    for default in (False, True):
+        with pytest.raises(OperationError, match="its hospitals would be locked out"):
+            verify_owner(tmp_path, "bb", ["general", "rural"], default=default)
 
 
 @pytest.mark.parametrize("name", ["Rural", "a b", "a;b", "../x", "a{b"])
