@@ -63,6 +63,12 @@ def exceeds_amazon(policy: dict[str, Any]) -> bool:
     return len(policy_text(policy)) > _AMAZON_BYTES
 
 
+def policy_page(policy: dict[str, Any]) -> str:
+    """Returns a policy for people, without the spaces where only that fits."""
+    page = json.dumps(policy, indent=2)
+    return page if len(page) <= _AMAZON_BYTES else policy_text(policy)
+
+
 def apply_bucket(
     settings: CoordinatorSettings, owner: Path, policy: dict[str, Any] | None, ciphertext_days: int | None
 ) -> None:

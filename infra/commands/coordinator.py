@@ -290,7 +290,7 @@ def bucket(
     if buckets.exceeds_amazon(policy):
         click.echo("Amazon and some other servers refuse a policy of this size; see --identity.", err=True)
     if owner is None:
-        click.echo(json.dumps(policy, indent=2) if not buckets.exceeds_amazon(policy) else buckets.policy_text(policy))
+        click.echo(buckets.policy_page(policy))
         return
     buckets.apply_bucket(settings, owner, policy, ciphertext_days)
     click.echo(f"Applied to {settings.store}: each of {len(names)} hospitals writes under its own prefix only.")
