@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.context import CoordinatorContext, open_coordinator
+from flows.endings import failed_state
 from flows.notices import AUDIT_FAILED, AUDIT_PASSED, notify, study_resource
 from flows.tasks import deciding, recording
 from schemas.errors import ConsiliumError
@@ -28,6 +29,7 @@ from tasks.audit.keys import PublicKeys, public_keys_document, read_public_keys
 from tasks.audit.report import AuditReport
 from tasks.audit.snapshot import MlflowSnapshot
 from tasks.audit.verify import verify_evidence
+from tasks.run_log import hide_expected_tracebacks
 
 # Where a coordinator keeps the key list that it got from the institutions; without it the plan's own keys are taken.
 KEYS_FILE = "public-keys.json"
@@ -38,7 +40,14 @@ _log = logging.getLogger("consilium.coordinator")
 @flow(name="audit", persist_result=False, retries=0)
 async def run_audit_flow(home: str) -> State[Any]:
     """Audits the study of a coordinator's home and posts the verdict; a failed audit is a failed run."""
-    context = open_coordinator(Path(home))
+    hide_expected_tracebacks()
+    try:
+        return await _audit(open_coordinator(Path(home)))
+    except ConsiliumError as error:
+        return failed_state(error)
+
+
+async def _audit(context: CoordinatorContext) -> State[Any]:
     if not context.store.exists(ledger_key(context.study, context.plan.coordinator.name, True, "closing.json")):
         return Completed(message="The study is not closed yet: its logs are published with its release.")
     report, note = await audit(context)

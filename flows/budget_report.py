@@ -6,15 +6,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import acreate_markdown_artifact
+from prefect.client.schemas.objects import State
 
 from flows.context import CoordinatorContext, open_coordinator
+from flows.endings import failed_state
 from flows.figures import read_published
 from flows.notices import BUDGET_LOW, notify, site_resource
-from schemas.errors import EvidenceError
+from schemas.errors import ConsiliumError, EvidenceError
 from schemas.ledger import FilterTotals, PrivacyReserved
+from tasks.run_log import hide_expected_tracebacks
 
 LOW = Fraction(1, 5)
 _WORDS = {"training": "training patients", "held-out": "held-out patients"}
@@ -65,9 +69,16 @@ def describe_budgets(lines: Iterable[BudgetLine]) -> str:
 
 
 @flow(name="budget-report", persist_result=False)
-async def report_budgets(home: str) -> str:
+async def report_budgets(home: str) -> str | State[Any]:
     """Shows what is left of every site's budget, and sends a notice for each that has less than a fifth."""
-    context = open_coordinator(Path(home))
+    hide_expected_tracebacks()
+    try:
+        return await _report(open_coordinator(Path(home)))
+    except ConsiliumError as error:
+        return failed_state(error)
+
+
+async def _report(context: CoordinatorContext) -> str:
     lines = read_budgets(context)
     await acreate_markdown_artifact(
         key=f"budget-{context.study[:12]}", markdown=describe_budgets(lines), description="Privacy budgets by site"

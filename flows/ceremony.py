@@ -27,7 +27,7 @@ async def run_ceremony(context: CoordinatorContext[Agreement], after: int = 0) -
     An epoch that broke off (a holder died in it) stays dead; the next one is opened.
 
     Raises:
-        OperationError: `ceremony-incomplete`, naming the silent key holders.
+        OperationError: `ceremony-incomplete`, naming the missing key holders and how their runs ended.
         TooFewRemain: `holder-left`.
         PeerError: naming the holder whose part does not verify.
     """
@@ -72,8 +72,9 @@ async def follow_phases(context: CoordinatorContext[Agreement], epoch: int, runs
             if time.monotonic() >= end:
                 raise OperationError(
                     "ceremony-incomplete",
-                    f"Epoch {epoch}: no {phase} from {', '.join(missing)}.",
-                    "Every key holder takes part in a ceremony: start their agents and resume.",
+                    f"Epoch {epoch}: no {phase} from {await runs.describe(missing)}.",
+                    "Every key holder takes part in a ceremony: start the agents that do not run, repair what a code "
+                    "names (the log of that agent says more), and resume.",
                 )
             await runs.start_missing(missing)
             await asyncio.sleep(context.options.pause_seconds(time.monotonic() - begun))

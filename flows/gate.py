@@ -31,6 +31,7 @@ from flows.notices import notify, study_resource
 from flows.pages import show_review, study_tag
 from flows.tasks import deciding
 from schemas.errors import OperationError
+from tasks.run_log import hide_expected_tracebacks
 
 _log = logging.getLogger("consilium.coordinator")
 
@@ -63,6 +64,7 @@ async def run_gate(home: Path, timeout_seconds: float, poll_seconds: float = 5.0
         OperationError: `review-timeout`, and those of `pass_doors_once`.
         EvidenceError: as `pass_doors_once`.
     """
+    hide_expected_tracebacks()
     context = open_coordinator(home)
 
     @flow(name="release", flow_run_name=f"release {context.study[:12]}", retries=0, persist_result=False)

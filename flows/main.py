@@ -9,6 +9,7 @@ from flows.context import open_coordinator
 from flows.lease import hold_study
 from flows.progress import Progress
 from schemas.errors import ConsiliumError
+from tasks.run_log import hide_expected_tracebacks
 
 
 def run_coordinator(home: Path) -> None:
@@ -19,6 +20,7 @@ def run_coordinator(home: Path) -> None:
     Raises:
         ConsiliumError: what stopped the study; also the last line of ``events.jsonl``.
     """
+    hide_expected_tracebacks()
     progress = Progress(home / "events.jsonl")
     try:
         with hold_study(home):

@@ -12,15 +12,17 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed
 
 from flows.context import open_coordinator
+from flows.endings import failed_state
 from flows.gate_pass import pass_gate
 from flows.gate_steps import GateState
 from flows.lease import hold_study
 from flows.progress import Progress
 from flows.study import run_study
 from schemas.errors import ConsiliumError
+from tasks.run_log import hide_expected_tracebacks
 
 # A study that runs, is not released yet, or names no reviewer: the next run looks again.
 _NOTHING_TO_REVIEW = frozenset({"study-running", "not-a-candidate", "no-reviewers", "version-unknown"})
@@ -31,6 +33,7 @@ _log = logging.getLogger("consilium.coordinator")
 @flow(name="scheduled-study", persist_result=False)
 async def scheduled_study(home: str) -> State[Any]:
     """Runs the study of `home`, or continues it where a crash left it; a study that is released stops its schedule."""
+    hide_expected_tracebacks()
     folder = Path(home)
     try:
         with hold_study(folder):
@@ -40,7 +43,7 @@ async def scheduled_study(home: str) -> State[Any]:
         if error.code == "study-running":
             return Cancelled(name="AlreadyRunning", message=error.message)
         Progress(folder / "events.jsonl").emit("failed", code=error.code, message=error.message, remedy=error.remedy)
-        return Failed(message=f"{error.code}: {error.message} {error.remedy} To act: {error.who_must_act}.")
+        return failed_state(error)
     await _stop_schedule()
     return Completed(message="The study is released.")
 
@@ -53,7 +56,7 @@ async def scheduled_review(home: str) -> State[Any]:
     except ConsiliumError as error:
         if error.code in _NOTHING_TO_REVIEW:
             return Completed(name="NothingToReview", message=f"{error.code}: {error.message}")
-        return Failed(message=f"{error.code}: {error.message} {error.remedy} To act: {error.who_must_act}.")
+        return failed_state(error)
     if state.outcome == "waiting":
         return Completed(name="Waiting", message="Waiting for signed decisions.")
     await _stop_schedule()

@@ -24,6 +24,7 @@ from flows.waiting import SiteRuns
 from schemas.errors import ConsiliumError, OperationError
 from schemas.messages import StatisticsRelease
 from schemas.statistics import QUESTION_ROUND, StatisticsPlan
+from tasks.run_log import hide_expected_tracebacks
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.storage.mailbox import Signed
 
@@ -85,6 +86,7 @@ def ask(home: Path, question: str) -> Signed[StatisticsRelease]:
     Raises:
         ConsiliumError: what stopped it; also the last line of the question's ``events.jsonl``.
     """
+    hide_expected_tracebacks()
     context = open_question(home, question)
     try:
         with hold_study(context.home):

@@ -82,6 +82,24 @@ class SiteRuns:
                 waiting.add(site)
         return waiting
 
+    async def describe(self, sites: Iterable[str]) -> str:
+        """Names `sites` with the code that their run ended with, or how else it stands.
+
+        It is the server's account, shown to people; nothing is decided by it.
+        """
+        return ", ".join([f"{site} ({await self._standing(site)})" for site in sites])
+
+    async def _standing(self, site: str) -> str:
+        if site not in self._runs:
+            return "its agent never registered"
+        try:
+            state = await run_state(self._runs[site][0])
+        except OperationError as error:  # it must not take the place of what is being described
+            return error.code
+        if state.code is not None:
+            return state.code
+        return "silent" if state.has_started else "its agent does not run"
+
     async def abandon(self, sites: Iterable[str]) -> None:
         """Marks the runs of sites that stayed silent as crashed, so that nobody sees them running for ever."""
         for site in sites:

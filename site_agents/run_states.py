@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -25,6 +26,7 @@ REFUSED: Final = "Refused"
 INTERNAL_ERROR: Final = "internal-error"
 
 _log = logging.getLogger("consilium.site")
+_logged: weakref.WeakSet[Exception] = weakref.WeakSet()
 
 
 def refused_state(code: str) -> State[Any]:
@@ -40,16 +42,23 @@ def failed_state(code: str) -> State[Any]:
 def state_of_error(error: Exception) -> State[Any]:
     """Returns the state of a step that raised: a refusal, unless only the operator can help.
 
-    The error itself goes to the site's own log.
+    The error itself goes to the site's own log, once: what ended a step usually ends its flow as well.
     """
+    if error not in _logged:
+        _write(error)
+        _logged.add(error)
     if isinstance(error, OperationError):
-        _log.error("step failed: %s", error)
         return failed_state(error.code)
-    if isinstance(error, ConsiliumError):
-        _log.warning("step refused: %s", error)
-        return refused_state(error.code)
-    _log.error("step failed unexpectedly", exc_info=error)
-    return failed_state(INTERNAL_ERROR)
+    return refused_state(error.code) if isinstance(error, ConsiliumError) else failed_state(INTERNAL_ERROR)
+
+
+def _write(error: Exception) -> None:
+    if isinstance(error, OperationError):
+        _log.error("step failed (%s): %s", error.code, error)
+    elif isinstance(error, ConsiliumError):
+        _log.warning("step refused (%s): %s", error.code, error)
+    else:
+        _log.error("step failed unexpectedly", exc_info=error)
 
 
 def coded(step: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R | State[Any]]]:

@@ -39,6 +39,7 @@ from site_agents.admission import AgentFlow, RefusedRunError, SiteJobConfigurati
 from site_agents.flow_thread import FlowThread
 from site_agents.leftovers import RememberedRuns
 from site_agents.run_states import hide_exception_text, refused_state
+from tasks.run_log import hide_expected_tracebacks
 
 WORKER_TYPE: Final = "consilium-site"
 _CLOSED_TEMPLATE: Final[dict[str, Any]] = {
@@ -289,6 +290,7 @@ async def run_agent(
         OperationError: `work-pool-missing`, `work-pool-foreign`, `prefect-unreachable`.
     """
     hide_exception_text()
+    hide_expected_tracebacks()
     for name, entry in flows.items():
         if entry.flow.name != name:
             raise TypeError(f"Expected flow {name}, got {entry.flow.name}.")
