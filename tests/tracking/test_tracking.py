@@ -265,3 +265,13 @@ def test_every_tag_of_a_version_is_in_the_vocabulary(
 ) -> None:
     tags = connect(target).get_model_version(model_name(plan), released[0]).tags
     assert [name for name in tags if not is_known_tag(name)] == []
+
+
+def test_ending_a_run_on_a_server_prints_no_link(target: TrackingTarget, capsys: pytest.CaptureFixture[str]) -> None:
+    client = connect(TrackingTarget("http://127.0.0.1:9"))
+    try:
+        # Otherwise it asks the server for the run's name, and nobody is there.
+        client._tracking_client._log_url("0" * 32)
+    finally:
+        connect(target)
+    assert capsys.readouterr().out == ""
