@@ -70,6 +70,28 @@ def read_requests(store: Store, names: Sequence[str], files: Sequence[Path] = ()
     return tuple(found[name] for name in sorted(found))
 
 
+def read_each(store: Store, names: Sequence[str]) -> tuple[tuple[JoinRequest, ...], PeerError | None]:
+    """Returns the verified requests of those named that asked, by name, and one error that names all others.
+
+    Raises:
+        OperationError: `bad-name`, the store's refusals.
+    """
+    found: list[JoinRequest] = []
+    refused: list[PeerError] = []
+    for name in sorted(set(names)):
+        try:
+            found += read_requests(store, [name])
+        except PeerError as error:
+            refused.append(error)
+    if len(refused) < 2:
+        return tuple(found), refused[0] if refused else None
+    peers = ", ".join(error.peer for error in refused)
+    if {error.code for error in refused} == {"no-request"}:
+        return tuple(found), PeerError("no-request", peers, "have not asked to join.", refused[0].remedy)
+    reasons = ", ".join(f"{error.peer} ({error.code})" for error in refused)
+    return tuple(found), PeerError(refused[0].code, peers, f"no valid request: {reasons}.", "They ask again.")
+
+
 def open_request(data: bytes, sender: str) -> JoinRequest:
     """Verifies that a request is signed by the key that it names.
 

@@ -12,16 +12,18 @@ from infra.homes import changing, coordinator_store, read_identity
 from infra.joining import entry_of
 from infra.plans import make_plan, read_plan, read_plan_content
 from infra.settings import load_settings, save_settings
-from schemas.canonical import canonical_bytes
+from schemas.canonical import canonical_bytes, parse_canonical, sha256_hex
 from schemas.envelope import sign_envelope
 from schemas.errors import PlanError
 from schemas.joining import JoinRequest
-from schemas.layout import approval_key, plan_key
+from schemas.layout import approval_key, coordinator_prefix, plan_key, site_prefix
 from schemas.messages import PlanApproval
 from schemas.options import CoordinatorSettings
 from schemas.plan import CoordinatorEntry, StudyPlan
 
 STUDY_FILES = (".yaml", ".yml")
+_EVENTS = "events.jsonl"
+_OF_A_STUDY = ("study-log.sqlite", "summary.json", "evidence")
 
 
 def enter_sites(draft: Path, coordinator: CoordinatorEntry, requests: Sequence[JoinRequest]) -> StudyPlan:
@@ -73,6 +75,8 @@ def _from_study(path: Path, requests: Sequence[JoinRequest]) -> dict[str, Any]:
 def propose(home: Path, draft: Path, requests: Sequence[JoinRequest]) -> StudyPlan:
     """Signs and publishes a plan and makes it the study of the coordinator's home.
 
+    A plan that no hospital has approved yet gives way to the new one; what was published of it stays as it is.
+
     Args:
         draft: A plan, or a study file. With `requests` a plan's sites, coordinator and nonce are replaced; without, it
             is taken as it is.
@@ -88,7 +92,7 @@ def propose(home: Path, draft: Path, requests: Sequence[JoinRequest]) -> StudyPl
 
     with changing(home):
         settings = load_settings(CoordinatorSettings, home / "config.json")
-        if settings.study:
+        if settings.study and not _is_mere_proposal(home, settings):
             # Its log, figures and evidence are in this folder: another study here would be taken for finished.
             raise PlanError(
                 "home-has-study",
@@ -117,5 +121,25 @@ def propose(home: Path, draft: Path, requests: Sequence[JoinRequest]) -> StudyPl
             ("public-keys.json", public_keys_document(plan)),
         ):
             (home / name).write_text(json.dumps(document, indent=2) + "\n")
+        if settings.study and (home / _EVENTS).exists():  # what stopped the other one is no news of this one
+            (home / _EVENTS).rename(home / f"events-{settings.study[:12]}.jsonl")
         save_settings(settings.model_copy(update={"study": study}), home / "config.json")
     return plan
+
+
+def _is_mere_proposal(home: Path, settings: CoordinatorSettings) -> bool:
+    """Says whether nothing but the plan and the coordinator's own signature exists of the home's study.
+
+    A hospital that signs the forgotten plan at this moment has agreed to a study that nobody runs: nothing is charged.
+    """
+    if any((home / name).exists() for name in _OF_A_STUDY):
+        return False
+    store, study = coordinator_store(settings), settings.study
+    data = store.get(plan_key(study))
+    if data is None or sha256_hex(data) != study:
+        return False
+    own = {plan_key(study), approval_key(study, settings.name, True)}
+    if not own.issuperset(store.list(coordinator_prefix(study))):
+        return False
+    plan = parse_canonical(StudyPlan, data, "the plan")
+    return not any(next(iter(store.list(site_prefix(study, site.name))), None) for site in plan.sites)

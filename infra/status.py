@@ -5,15 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from infra.homes import coordinator_store, fingerprint, read_identity, site_store
 from infra.plans import shown
-from infra.prefect_server import is_healthy, proxies_for, why_unhealthy
+from infra.prefect_server import is_healthy, why_unhealthy
+from infra.prefect_view import agent_seen, study_schedule
 from infra.services import is_answering
 from infra.settings import load_settings, proxy_password
 from schemas.canonical import parse_canonical, sha256_hex
@@ -24,7 +24,8 @@ from schemas.plan import StudyPlan
 from tasks.storage.base import Store
 from tasks.storage.s3 import S3Store
 
-_ANSWER_SECONDS = 5
+WORKER_LOCK = "worker.lock"
+_EVENTS_READ_BYTES = 1 << 20
 
 
 def site_status(home: Path) -> dict[str, Any]:
@@ -71,7 +72,9 @@ def coordinator_status(home: Path) -> dict[str, Any]:
     return {
         "coordinator": settings.name,
         "fingerprint": fingerprint(identity.identity_key),
-        "process": "running" if is_held(home / "coordinator.lock") else "stopped",
+        "worker": "running" if is_held(home / WORKER_LOCK) else "stopped",
+        "run": "in progress" if is_held(home / "coordinator.lock") else "none",
+        "last_error": last_error(home / "events.jsonl"),
         "store": stored,
         "prefect": "answers" if is_healthy(settings.prefect_api_url) else "does not answer",
         "mlflow": ("answers" if is_answering(f"{mlflow}/health") else "does not answer")
@@ -96,6 +99,15 @@ def is_held(lock: Path) -> bool:
     return False
 
 
+@contextmanager
+def shown_running(home: Path) -> Iterator[None]:
+    """Lets `coordinator_status` see this worker: by a lock that the kernel gives back however its holder ends."""
+    with (home / WORKER_LOCK).open("ab") as handle:
+        # Shared: it shows, and keeps nobody out. Only a look at this very moment could hold it for an instant.
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+
+
 def _open(opened: Callable[[], Store]) -> tuple[Store | None, dict[str, Any]]:
     try:
         store = opened()
@@ -118,50 +130,73 @@ def _study_of_site(settings: SiteSettings, store: Store | None, study: str) -> d
     state = "left" if study in settings.left else "approved"
     if state == "approved" and store is not None and store.exists(release_key(study, "release.json")):
         state = "released"
-    return {"study": study, "title": shown(plan.title) if plan else None, "state": state, **_progress(store, plan)}
+    return {
+        "study": study,
+        "title": shown(plan.title) if plan else None,
+        "state": state,
+        "waiting_for": _unapproved(store, plan) if store is not None and plan is not None else [],
+        **_progress(store, plan),
+    }
+
+
+def _unapproved(store: Store, plan: StudyPlan) -> list[str]:
+    return [site.name for site in plan.sites if not store.exists(approval_key(plan.study, site.name))]
 
 
 def _study_of_coordinator(settings: CoordinatorSettings, store: Store | None) -> dict[str, Any]:
     study, plan = settings.study, _read_plan(store, settings.study)
     if plan is None or store is None:
         return {"study": study, "state": "plan-unreadable"}
-    approved = {s.name: store.exists(approval_key(study, s.name)) for s in plan.sites}
-    agents = {s.name: _agent_state(settings.prefect_api_url, s.name) for s in plan.sites}
+    missing = _unapproved(store, plan)
     if store.exists(release_key(study, "release.json")):
         state = "released"
     else:
-        state = "approved" if all(approved.values()) else "waiting for approvals"
+        state = "waiting for approvals" if missing else "approved"
     return {
         "study": study,
         "title": shown(plan.title),
         "state": state,
         **_progress(store, plan),
-        "sites": {name: {"approved": approved[name], "agent": agents[name]} for name in approved},
+        "schedule": study_schedule(settings.prefect_api_url, study),
+        "sites": {
+            site.name: {"approved": site.name not in missing, **agent_seen(settings.prefect_api_url, site.name)}
+            for site in plan.sites
+        },
     }
 
 
-def _progress(store: Store | None, plan: StudyPlan | None) -> dict[str, int]:
+def last_error(events: Path) -> dict[str, str] | None:
+    """Returns what stopped the study last, as its events name it; None once it was released after that."""
+    try:
+        with events.open("rb") as lines:
+            lines.seek(max(0, events.stat().st_size - _EVENTS_READ_BYTES))
+            newest = lines.read().decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in reversed(newest):
+        try:
+            event = json.loads(line)
+        except ValueError:  # a process that was killed left half a line
+            continue
+        if event.get("event") == "study-done":
+            return None
+        if event.get("event") == "failed":
+            return {name: str(event.get(name, "")) for name in ("time", "code", "message", "remedy")}
+    return None
+
+
+def _progress(store: Store | None, plan: StudyPlan | None) -> dict[str, Any]:
     if store is None or plan is None:
         return {}
-    last = plan.mechanism.rounds + 1
-    done = 0
-    while done < last and store.exists(round_key(plan.study, done + 1, None, "opening.json")):
-        done += 1
-    return {"rounds_opened": done, "rounds": last}
+    rounds = plan.mechanism.rounds
+    # A round that was lost with its key ceremony is never opened; those after it are.
+    opened = [store.exists(round_key(plan.study, round_, None, "opening.json")) for round_ in range(1, rounds + 2)]
+    return {"rounds_opened": sum(opened[:-1]), "rounds": rounds, "evaluated": opened[-1]}
 
 
-def _agent_state(api_url: str, site: str) -> str:
-    """Returns what Prefect says of the site's worker; a view, no evidence."""
-    request = urllib.request.Request(  # noqa: S310  the address is the settings' own
-        f"{api_url}/work_pools/consilium-{site}/workers/filter",
-        data=b"{}",
-        headers={"Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.build_opener(proxies_for(api_url)).open(request, timeout=_ANSWER_SECONDS) as answer:
-            workers = json.loads(answer.read(1 << 20))
-    except urllib.error.HTTPError as error:
-        return "not registered" if error.code == 404 else "unknown"
-    except (OSError, ValueError):
-        return "unknown"
-    return "online" if any(worker.get("status") == "ONLINE" for worker in workers) else "offline"
+def say_progress(study: dict[str, Any]) -> str:
+    """Says how far a study is; empty where its plan cannot be read."""
+    if "rounds" not in study:
+        return ""
+    evaluated = "evaluated" if study["evaluated"] else "not evaluated yet"
+    return f", {study['rounds_opened']} of {study['rounds']} rounds opened, {evaluated}"

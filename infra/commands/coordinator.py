@@ -129,18 +129,21 @@ def up(home: Path) -> None:
 @click.argument("names", nargs=-1, required=True)
 @AS_JSON
 def sites(home: Path, names: tuple[str, ...], as_json: bool) -> None:
-    """Show what hospitals asked for, with the fingerprints to compare with them by telephone."""
+    """Show what hospitals asked for, with the fingerprints to compare with them by telephone.
+
+    Those who have not asked, or whose request is not valid, are named at the end; the command fails then.
+    """
     home = existing(home, "config.json")
     from infra.homes import coordinator_store, fingerprint
-    from infra.joining import entry_of, read_requests
+    from infra.joining import entry_of, read_each
     from infra.settings import load_settings
     from schemas.options import CoordinatorSettings
 
-    requests = read_requests(coordinator_store(load_settings(CoordinatorSettings, home / "config.json")), names)
+    store = coordinator_store(load_settings(CoordinatorSettings, home / "config.json"))
+    requests, problem = read_each(store, names)
     if as_json:
         click.echo(json.dumps([entry_of(request).model_dump(mode="json") for request in requests], indent=2))
-        return
-    for request in requests:
+    for request in () if as_json else requests:
         part = " and ".join(
             text
             for text, wanted in (("contributes", request.contributor), ("holds a share of the key", request.key_holder))
@@ -148,6 +151,8 @@ def sites(home: Path, names: tuple[str, ...], as_json: bool) -> None:
         )
         click.echo(f"{request.site}: {request.declared_patients} patients, {part}, asked {request.time}")
         click.echo(f"    {fingerprint(request.identity_key)}")
+    if problem is not None:
+        raise problem
 
 
 @click.command(
@@ -167,6 +172,8 @@ def propose(home: Path, draft: Path, names: tuple[str, ...], files: tuple[Path, 
     DRAFT is a study file (study.yaml, see `consilium study init`), from which the numbers for the sites named with
     --site or --join follow; or a plan (JSON), whose sites, coordinator and nonce are replaced by these. A plan without
     --site and --join is taken as it is. Compare the fingerprints first: `consilium coordinator sites`.
+
+    A mistake is corrected by proposing again, as long as no hospital has approved: the home then has the new plan.
     """
     home = existing(home, "config.json")
     from infra.homes import coordinator_store, fingerprint
@@ -191,26 +198,39 @@ def propose(home: Path, draft: Path, names: tuple[str, ...], files: tuple[Path, 
 @HOME
 @AS_JSON
 def status(home: Path, as_json: bool) -> None:
-    """Say how the coordinator stands: servers, store, approvals, agents, rounds."""
+    """Say how the coordinator stands: worker, servers, store, last error, schedule, approvals, agents, rounds.
+
+    The worker is `consilium coordinator serve`; a run is one pass of the study, by it or by `coordinator run`. An agent
+    that was killed counts as online until it has missed several heartbeats: see how old its last one is.
+    """
     home = existing(home, "config.json")
-    from infra.status import coordinator_status
+    from infra.status import coordinator_status, say_progress
 
     found = coordinator_status(home)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"Coordinator  {found['coordinator']}, process {found['process']}")
+    click.echo(f"Coordinator  {found['coordinator']}, worker {found['worker']}, run {found['run']}")
     click.echo(f"Store        {found['store'].get('message', found['store']['state'])}")
     click.echo(f"Prefect      {found['prefect']}")
     click.echo(f"MLflow       {found['mlflow']}")
-    study = found["study"]
+    error, study = found["last_error"], found["study"]
+    if error is not None:
+        click.echo(f"Last error   {error['time'][:19]} {error['code']}: {error['message']}")
+        click.echo(f"             Remedy: {error['remedy']}")
     if study is None:
         click.echo("Study        none proposed; see consilium coordinator propose")
         return
-    rounds = f", {study['rounds_opened']} of {study['rounds']} rounds opened" if "rounds" in study else ""
-    click.echo(f"Study        {study['study'][:12]} {study.get('title', '')}: {study['state']}{rounds}")
+    click.echo(f"Study        {study['study'][:12]} {study.get('title', '')}: {study['state']}{say_progress(study)}")
+    if "schedule" in study:
+        due = study["schedule"]["next_run"]
+        click.echo(f"Schedule     {study['schedule']['state']}{f', next run {due[:19]} UTC' if due else ''}")
     for name, site in study.get("sites", {}).items():
-        click.echo(f"    {name:<24} {'approved' if site['approved'] else 'NOT approved':<14} agent {site['agent']}")
+        beat = site["heartbeat_seconds"]
+        seen = f", last heartbeat {beat} s ago" if beat is not None else ""
+        click.echo(
+            f"    {name:<24} {'approved' if site['approved'] else 'NOT approved':<14} agent {site['agent']}{seen}"
+        )
 
 
 @click.command(

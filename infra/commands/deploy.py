@@ -60,10 +60,12 @@ def serve_home(home: Path) -> None:
     from prefect.workers.process import ProcessWorker
 
     from infra.deployments import POOL
+    from infra.status import shown_running
 
     worker = ProcessWorker(POOL, create_pool_if_not_found=False)
     try:
-        asyncio.run(worker.start())
+        with shown_running(home):
+            asyncio.run(worker.start())
     except ObjectNotFound:
         raise OperationError(
             "not-deployed", f"There is no work pool {POOL}.", "Run `consilium coordinator deploy` first."

@@ -133,7 +133,7 @@ def approve(home: Path, study: str, yes: bool, out: Path | None) -> None:
 def status(home: Path, as_json: bool) -> None:
     """Say how this hospital stands: agent, store, server, studies."""
     home = existing(home, "config.json")
-    from infra.status import site_status
+    from infra.status import say_progress, site_status
 
     found = site_status(home)
     if as_json:
@@ -145,10 +145,10 @@ def status(home: Path, as_json: bool) -> None:
     click.echo(f"Prefect      {found['prefect']}")
     click.echo(f"Budget       epsilon {found['budget']['epsilon']}, delta {found['budget']['delta']}; see site budget")
     for study in found["studies"]:
-        rounds = f", {study['rounds_opened']} of {study['rounds']} rounds" if "rounds" in study else ""
-        click.echo(
-            f"Study        {study['study'][:12]} {study['title'] or '(plan not readable)'}: {study['state']}{rounds}"
-        )
+        title = study["title"] or "(plan not readable)"
+        click.echo(f"Study        {study['study'][:12]} {title}: {study['state']}{say_progress(study)}")
+        if study["waiting_for"] and study["state"] == "approved":
+            click.echo(f"             not begun: {', '.join(study['waiting_for'])} did not approve it")
     if not found["studies"]:
         click.echo("Study        none approved; see consilium site approve")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from flows.lease import hold_study
 from infra.approving import describe_decision
 from infra.cli import main
 from infra.embedded import EmbeddedConsortium, Faults, contribute
@@ -19,6 +20,7 @@ from infra.homes import fingerprint
 from infra.joining import open_request
 from infra.plans import read_plan
 from infra.settings import load_settings
+from infra.status import shown_running
 from schemas.envelope import sign_envelope
 from schemas.errors import ConsiliumError, OperationError, PeerError, PlanError, SiteDataError
 from schemas.joining import JoinRequest
@@ -136,10 +138,12 @@ def test_a_study_made_by_the_commands_runs_on_s3_and_its_evidence_verifies(on_s3
     report = verify_evidence(evidence, read_public_keys(on_s3.coordinator / "public-keys.json"))
     assert report.passed
     status = json.loads(run("coordinator", "status", "--home", str(on_s3.coordinator), "--json"))
-    assert (status["study"]["state"], status["study"]["rounds_opened"]) == ("released", 3)
+    assert (status["study"]["state"], status["study"]["rounds_opened"]) == ("released", 2)
+    assert status["study"]["evaluated"]
     site = json.loads(run("site", "status", "--home", str(on_s3.home(on_s3.sites[0])), "--json"))
     assert site["studies"] == [
-        {"study": on_s3.study, "title": opened.plan.title, "state": "released", "rounds_opened": 3, "rounds": 3}
+        {"study": on_s3.study, "title": opened.plan.title, "state": "released", "waiting_for": []}
+        | {"rounds_opened": 2, "rounds": 2, "evaluated": True}
     ]
 
 
@@ -294,6 +298,85 @@ def test_a_proposal_names_only_sites_that_asked_and_one_study_a_home(approved: C
     (approved.coordinator / "summary.json").write_text("{}")  # nor after its release: its schedule would end at once
     again = refused("coordinator", "propose", *coordinator, str(approved.draft), "--site", approved.sites[0])
     assert again.code == "home-has-study"
+
+
+def test_those_who_asked_are_shown_and_all_others_named(consortium: Consortium) -> None:
+    first, second = consortium.sites[:2]
+    (request,) = (consortium.folder / "store" / join_prefix(second)).iterdir()
+    request.write_bytes(b"{}")
+    asked = ["coordinator", "sites", "--home", str(consortium.coordinator), "nobody", first, "else"]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == PeerError.exit_code
+    assert result.stdout.startswith(f"{first}: 110 patients")
+    assert "Error (no-request): else, nobody: have not asked to join." in result.stderr
+    result = CliRunner().invoke(main, [*asked, second, "--json"])
+    assert [entry["name"] for entry in json.loads(result.stdout)] == [first]
+    assert f"no valid request: else (no-request), {second} (malformed), nobody (no-request)" in result.stderr
+    assert CliRunner().invoke(main, [*asked[:4], first]).exit_code == 0
+
+
+def _propose(consortium: Consortium, *sites: str) -> tuple[str, ...]:
+    named = [part for site in sites for part in ("--site", site)]
+    return ("coordinator", "propose", "--home", str(consortium.coordinator), str(consortium.draft), *named)
+
+
+def test_a_mistyped_proposal_that_nobody_approved_gives_way_and_its_files_stay(consortium: Consortium) -> None:
+    run(*_propose(consortium, *consortium.sites))
+    mistyped = consortium.study
+    before = _signed_by_coordinator(consortium)
+    (consortium.coordinator / "events.jsonl").write_text('{"event": "failed", "code": "approval-missing"}\n')
+    draft = json.loads(consortium.draft.read_text())
+    consortium.draft.write_text(json.dumps(draft | {"title": "As it was meant"}))
+    run(*_propose(consortium, *consortium.sites))
+    assert consortium.study != mistyped
+    assert json.loads((consortium.coordinator / "plan.json").read_text())["title"] == "As it was meant"
+    assert before.items() < _signed_by_coordinator(consortium).items()
+    status = json.loads(run("coordinator", "status", "--home", str(consortium.coordinator), "--json"))
+    assert (status["study"]["title"], status["last_error"]) == ("As it was meant", None)
+    for site in consortium.sites:
+        run("site", "approve", "--home", str(consortium.home(site)), consortium.study, "--yes")
+    assert consortium.opened().plan.title == "As it was meant"
+
+
+@pytest.mark.parametrize("trace", ["approval", "site's file", "coordinator's file", "plan is gone", "log"])
+def test_a_proposal_that_somebody_may_rely_on_never_gives_way(consortium: Consortium, trace: str) -> None:
+    run(*_propose(consortium, *consortium.sites))
+    site, store, proposed = consortium.sites[-1], consortium.folder / "store", consortium.study
+    if trace == "approval":
+        run("site", "approve", "--home", str(consortium.home(site)), proposed, "--yes")
+    elif trace == "site's file":
+        FolderStore(store, f"sites/{site}").put(f"sites/{site}/{proposed}/ledger/checkpoint.json", b"{}")
+    elif trace == "coordinator's file":
+        FolderStore(store, "coordinator").put(f"coordinator/{proposed}/epoch-001/ceremony/instruction.json", b"{}")
+    elif trace == "plan is gone":
+        (store / "coordinator" / proposed / "plan.json").unlink()
+    else:
+        (consortium.coordinator / "study-log.sqlite").touch()
+    before = _signed_by_coordinator(consortium)
+    assert refused(*_propose(consortium, *consortium.sites)).code == "home-has-study"
+    assert (consortium.study, _signed_by_coordinator(consortium)) == (proposed, before)
+
+
+def test_status_says_what_runs_what_stopped_it_and_what_it_waits_for(consortium: Consortium) -> None:
+    home, first = consortium.coordinator, consortium.sites[0]
+    run(*_propose(consortium, *consortium.sites))
+    run("site", "approve", "--home", str(consortium.home(first)), consortium.study, "--yes")
+    failed = {"time": "2026-01-02T03:04:05.678+00:00", "event": "failed", "code": "no-quorum", "message": "Too few."}
+    (home / "events.jsonl").write_text(json.dumps(failed | {"remedy": "Start them."}) + '\n{"time": "2026-0')
+    with shown_running(home):
+        said = run("coordinator", "status", "--home", str(home))
+    assert "coordinator, worker running, run none" in said
+    assert "Last error   2026-01-02T03:04:05 no-quorum: Too few.\n             Remedy: Start them." in said
+    assert "waiting for approvals, 0 of 2 rounds opened, not evaluated yet" in said
+    assert "Schedule     unknown" in said
+    with hold_study(home):
+        said = run("coordinator", "status", "--home", str(home))
+    assert "coordinator, worker stopped, run in progress" in said
+    (home / "events.jsonl").write_text(json.dumps(failed) + '\n{"event": "study-done"}\n')
+    assert "Last error" not in run("coordinator", "status", "--home", str(home))
+    others = ", ".join(consortium.sites[1:])
+    said = run("site", "status", "--home", str(consortium.home(first)))
+    assert f"not begun: {others} did not approve it" in said
 
 
 HEART = Path(__file__).parents[2] / "studies" / "uci-heart" / "contract.yaml"
