@@ -89,6 +89,8 @@ class Radosgw:
         self._monitor_port = find_free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._gateway: subprocess.Popen[bytes] | None = None
+        self._osd: subprocess.Popen[bytes] | None = None
+        self._osd_starts = 1
         self._configuration = folder / "ceph.conf"
 
     def start(self) -> None:
@@ -106,7 +108,7 @@ class Radosgw:
         self._start("ceph-mon", "-i", "a")
         self._ceph("osd", "new", identifier)
         self._run(*self._program("ceph-osd"), "-i", "0", "--mkfs", "--osd-uuid", identifier)
-        self._start("ceph-osd", "-i", "0")
+        self._osd = self._start("ceph-osd", "-i", "0")
         self.start_gateway()
         self._wait()
 
@@ -161,6 +163,7 @@ class Radosgw:
     def _wait(self) -> None:
         deadline = time.monotonic() + 180
         while True:
+            self._start_osd_again()
             if dead := [p.args for p in self._processes if p.poll() is not None]:
                 raise RuntimeError(f"{dead} ended; see {self.folder}")
             try:
@@ -170,6 +173,13 @@ class Radosgw:
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"radosgw did not answer; see {self.folder}") from None
                 time.sleep(0.25)
+
+    def _start_osd_again(self) -> None:
+        """Starts the store again where it asked its monitor before it knew the cluster's name, and ended over that."""
+        if self._osd is None or self._osd.poll() is None or self._osd_starts >= 5:
+            return
+        self._processes.remove(self._osd)
+        self._osd, self._osd_starts = self._start("ceph-osd", "-i", "0"), self._osd_starts + 1
 
     def _settings(self) -> str:
         user = "" if os.geteuid() else "setuser = root\nsetgroup = root\n"
