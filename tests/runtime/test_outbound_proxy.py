@@ -174,7 +174,7 @@ def test_store_and_server_are_asked_through_the_proxy_alone(outside: Outside, ho
         found = json.loads(done.stdout)
         return found["store"]["state"], found["prefect"]
 
-    assert status() == ("store-unreachable", "does not answer")
+    assert status() == ("store-unreachable", "does not answer: no connection")
     assert outside.asked == []
     assert status(HTTPS_PROXY=outside.address) == ("answers", "answers")
     assert set(outside.asked) == {f"CONNECT {name}:443" for name in (COORDINATOR, STORE)}
