@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -90,7 +91,7 @@ class Outside:
             inner = self._tls.wrap_socket(connection, server_side=True)
             upstream = socket.create_connection(self.behind[name])
             threading.Thread(target=_pump, args=(upstream, inner), daemon=True).start()
-            _pump(inner, upstream)
+            _pump(inner, upstream, host=upstream.getpeername())
 
 
 def _write_certificate(folder: Path) -> tuple[Path, Path]:
@@ -108,12 +109,21 @@ def _write_certificate(folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(source: socket.socket, target: socket.socket, host: tuple[str, int] | None = None) -> None:
+    """Passes bytes on; with `host`, requests name the server itself, as the coordinator's proxy makes them do."""
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
+            if host is not None:
+                data = re.sub(
+                    rb"(?i)\r\nhost: %b\r\n" % COORDINATOR.encode(), b"\r\nHost: %b:%d\r\n" % _bytes(host), data
+                )
             target.sendall(data)
     with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_WR)
+
+
+def _bytes(host: tuple[str, int]) -> tuple[bytes, int]:
+    return host[0].encode(), host[1]
 
 
 @pytest.fixture
