@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -26,7 +25,7 @@ REFUSED: Final = "Refused"
 INTERNAL_ERROR: Final = "internal-error"
 
 _log = logging.getLogger("consilium.site")
-_logged: weakref.WeakSet[Exception] = weakref.WeakSet()
+_LOGGED: Final = "_consilium_logged"
 
 
 def refused_state(code: str) -> State[Any]:
@@ -44,9 +43,10 @@ def state_of_error(error: Exception) -> State[Any]:
 
     The error itself goes to the site's own log, once: what ended a step usually ends its flow as well.
     """
-    if error not in _logged:
+    # On the error itself: Python's own exceptions take attributes, but no weak references.
+    if not vars(error).get(_LOGGED, False):
+        vars(error)[_LOGGED] = True
         _write(error)
-        _logged.add(error)
     if isinstance(error, OperationError):
         return failed_state(error.code)
     return refused_state(error.code) if isinstance(error, ConsiliumError) else failed_state(INTERNAL_ERROR)
