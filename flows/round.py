@@ -14,7 +14,7 @@ from prefect import flow
 
 from flows.attempts import choose_attempt
 from flows.context import CoordinatorContext
-from flows.departures import verify_enough_remain
+from flows.departures import verify_enough_remain, verify_shares_remain
 from flows.notices import SITE_SILENT, notify, site_resource
 from flows.opening_steps import OpeningSteps
 from flows.round_steps import Answers, RoundOutcome, RoundSteps, SumSteps
@@ -28,7 +28,7 @@ from tasks.secure_sum.epoch import EpochPublic
 from tasks.storage.mailbox import Signed
 from tasks.tracking.names import round_name
 
-_ATTEMPT_OVER = frozenset({"too-few-contributions", "budget-exhausted", "epoch-lost"})
+_ATTEMPT_OVER = frozenset({"too-few-contributions", "budget-exhausted", "epoch-lost", "sites-left"})
 _TOO_FEW = frozenset({"too-few-contributions", "no-quorum", "no-active-set"})
 
 
@@ -89,16 +89,33 @@ async def reach_opening(
     Raises:
         OperationError: `too-few-contributions`, `no-quorum`, `no-active-set`.
         TooFewRemain: `sites-left`.
+        EpochLost: so many key holders lost their share that the round is dead.
     """
     try:
-        return await _reach_opening(steps, instruction, runs, clock)
+        try:
+            return await _reach_opening(steps, instruction, runs, clock)
+        except OperationError as error:
+            if error.code in _TOO_FEW:
+                verify_can_go_on(steps, error.code)
+            raise
     except OperationError as error:
         if error.code in _ATTEMPT_OVER:
             # A site works on one run of a study at a time: the next attempt or ceremony must not wait for this one.
             await runs.abandon(_everybody(steps))
-        if error.code in _TOO_FEW:
-            verify_enough_remain(steps.context)
         raise
+
+
+def verify_can_go_on(steps: SumSteps, code: str) -> None:
+    """Says whether a step that too few sites answered can succeed later.
+
+    Raises:
+        TooFewRemain: `sites-left`.
+        EpochLost: too many key holders lost their share.
+    """
+    verify_enough_remain(steps.context)
+    numbers = steps.plan.threshold
+    needed = numbers.t if code == "no-active-set" else numbers.certificate_quorum
+    verify_shares_remain(steps.context, steps.public, needed)
 
 
 async def _reach_opening(

@@ -16,6 +16,7 @@ from schemas.contract import ContractVerdict, ContractViolation
 from schemas.envelope import sign_envelope
 from schemas.errors import BudgetError, ConsiliumError, PeerError
 from schemas.layout import attempt_key
+from schemas.ledger import NO_STUDY, Refused
 from schemas.messages import Contribution, LogPosition, Refusal
 from schemas.plan import Agreement
 from site_agents.policy import verify_cohort_size, verify_willing
@@ -23,6 +24,7 @@ from site_agents.round import SiteRound
 from tasks.ledger.budget import commit, record_refusal
 from tasks.secure_sum.contribute import contribute
 
+EPOCH_LOST = "epoch-lost"
 NO_LOG = LogPosition(size=0, root="0" * 64)
 
 
@@ -145,9 +147,14 @@ class Sending:
         """Declines this attempt: an entry in the ledger, then a signed refusal that carries the error's
         code and, for a broken contract, pass or fail per rule.
 
-        What was decided for the attempt stays: a contribution is never followed by a refusal, nor one by another.
+        What was decided for the attempt stays: a contribution is never followed by a refusal, nor one by another. That
+        the key share is lost is said in the ledger in any case: who waits for this holder would wait for ever.
         """
+        if error.code == EPOCH_LOST:
+            lost = Refused(instruction=self.work.instruction.predicate.sid_star, code=EPOCH_LOST)
+            self.work.context.ledger.append_once(NO_STUDY, lost)
         if self.decided:
+            self.work.context.publish_ledger()
             return
         instruction = self.work.context.store.get(
             attempt_key(self.work.plan.study, self.work.round, self.work.attempt, None, "instruction.json")
