@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from prefect import flow
 
 from flows.attempts import choose_attempt
+from flows.behind import Behind
 from flows.context import CoordinatorContext
 from flows.departures import verify_enough_remain, verify_shares_remain
 from flows.notices import SITE_SILENT, notify, site_resource
@@ -52,19 +53,22 @@ async def run_round(
     round_: int,
     kind: Literal["train", "evaluate"],
     record_outcome: Callable[[RoundOutcome], Awaitable[object]],
+    behind: Behind,
 ) -> RoundOutcome:
     """Runs one round to its opening, or finds what an earlier run of it left and goes on from there.
 
     Args:
         record_outcome: The round's last step, so that what it shows belongs to the round's flow run.
+        behind: Where that step goes on when this function has returned.
 
     Raises:
         OperationError: `too-few-contributions`, `no-quorum`, `no-active-set`; nothing is lost, resume continues.
     """
     steps = RoundSteps(context, public, lineage, round_, kind, choose_attempt(context, round_))
+    opened_round: asyncio.Future[RoundOutcome] = asyncio.get_running_loop().create_future()
 
     @flow(name=f"{kind}-round", flow_run_name=round_name(kind, round_), retries=0, persist_result=False)
-    async def round_flow() -> RoundOutcome:
+    async def round_flow() -> None:
         """Asks the sites for noisy, encrypted updates, and opens nothing but their sum."""
         clock = Clock()
         with clock("issue"):
@@ -75,10 +79,10 @@ async def run_round(
         with clock("apply"):
             opening, opened, after = await apply(steps)
         outcome = RoundOutcome(instruction, record, opening, opened, after, clock.seconds)
+        opened_round.set_result(outcome)
         await record_outcome(outcome)
-        return outcome
 
-    return await round_flow()
+    return await behind.follow(asyncio.create_task(round_flow()), opened_round)
 
 
 async def reach_opening(

@@ -11,6 +11,7 @@ from typing import Literal
 from prefect import flow, tags
 from prefect.utilities.annotations import quote
 
+from flows.behind import Behind, behind_the_rounds
 from flows.ceremony import run_ceremony
 from flows.context import CoordinatorContext
 from flows.departures import TooFewRemain
@@ -39,11 +40,13 @@ class StudyState:
 
     public: EpochPublic
     lineage: Lineage
+    behind: Behind
     rounds: int = 0
     evaluation: RoundOutcome | None = None
     reason: str = ""
     deserted: bool = False
     outcomes: list[RoundOutcome] = field(default_factory=list)
+    recording: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 async def run_study(context: CoordinatorContext) -> Released:
@@ -63,9 +66,10 @@ async def run_study(context: CoordinatorContext) -> Released:
         )
         # MLflow takes seconds to open its database: meanwhile the key holders are at work.
         tracker, public = await asyncio.gather(open_tracking(context), run_ceremony(context))
-        state = StudyState(public, first_lineage(plan))
-        await _train(context, state, tracker)
-        metrics = await _evaluate(context, state, tracker)
+        async with behind_the_rounds() as behind:
+            state = StudyState(public, first_lineage(plan), behind)
+            await _train(context, state, tracker)
+            metrics = await _evaluate(context, state, tracker)
         released = await run_release(context, tracker, state.lineage, state.rounds, state.evaluation, state.reason)
         _write_summary(context, state, released, metrics, time.monotonic() - started)
         context.progress.emit("study-done", complete=not state.reason, reason=state.reason)
@@ -127,11 +131,12 @@ async def _next_round(
     before = state.lineage
 
     async def record_outcome(outcome: RoundOutcome) -> None:
-        # Quoted: Prefect would look through these values for arrows to draw.
-        await record(quote(context), tracker, quote(outcome), quote(before))
+        async with state.recording:  # one round after another
+            # Quoted: Prefect would look through these values for arrows to draw.
+            await record(quote(context), tracker, quote(outcome), quote(before))
 
     try:
-        outcome = await run_round(context, state.public, before, round_, kind, record_outcome)
+        outcome = await run_round(context, state.public, before, round_, kind, record_outcome, state.behind)
     except EpochLost:
         state.public = await run_ceremony(context, after=state.public.epoch)
         return None
@@ -150,7 +155,8 @@ async def record(context: CoordinatorContext, tracker: Tracker, outcome: RoundOu
     """Records the round in MLflow and shows it on the pages of the round and of the study."""
     kind = outcome.instruction.predicate.kind
     metrics = released_metrics(context, outcome) if kind == "evaluate" else None
-    facts = tracker.round(outcome, before, metrics)
+    # MLflow's client blocks: the next round is on its way meanwhile.
+    facts = await asyncio.to_thread(tracker.round, outcome, before, metrics)
     await show_round(context.plan, facts, refusal_codes(context, outcome))
     await tracker.page.add(facts)
 

@@ -24,7 +24,26 @@ from schemas.statistics import StatisticsPlan, parse_agreement
 from site_agents.cohort.reader import LocalData
 from tasks.privacy.noise import NoiseStream, os_noise_stream
 
-PRELOAD = ("site_agents.compute", "site_agents.cohort.reader", "tasks.contract.encoder", "tasks.training.local")
+# What a child imports on its way from rows to a sum: here it is imported once, there it was paid for in every round.
+PRELOAD = (
+    "site_agents.compute",
+    "site_agents.cohort.mapping",
+    "site_agents.cohort.converting",
+    "site_agents.cohort.grouping",
+    "site_agents.cohort.reader",
+    "tasks.contract.arrow",
+    "tasks.contract.encoder",
+    "tasks.contract.selection",
+    "tasks.privacy.mechanism",
+    "tasks.privacy.statistics",
+    "tasks.training.evaluation",
+    "tasks.training.local",
+    "tasks.training.train",
+    "pyarrow.compute",
+    "pyarrow.csv",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+)
 
 Int64Array = NDArray[np.int64]
 Plan = StudyPlan | StatisticsPlan

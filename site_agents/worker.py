@@ -49,7 +49,7 @@ _CLOSED_TEMPLATE: Final[dict[str, Any]] = {
 _LONGEST_BACKOFF_SECONDS: Final = 15.0
 _CANCEL_CHECK_SECONDS: Final = 5.0
 _EAGER_SECONDS: Final = 60.0
-_CALM_POLL_SECONDS: Final = 1.0
+_CALM_POLL_SECONDS: Final = 3.0
 
 _log = logging.getLogger("consilium.site")
 
@@ -279,7 +279,7 @@ async def run_agent(
         site: The site's name; its pool and deployments are named after it.
         flows: Flow name to local flow.
         on_refusal: Called with (code, flow run id) for each refused run.
-        poll_seconds: Pause between two questions to the server while a run is expected; about a second otherwise.
+        poll_seconds: Pause between two questions to the server while a run is expected; three seconds otherwise.
         register: Make pool and deployments first; False in a deployment whose coordinator made them.
         remembered: Where running flows are marked, for the next start after a crash.
         registration_lock: Held while registering; agents that share it register one after another.

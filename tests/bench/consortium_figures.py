@@ -26,7 +26,8 @@ class RoundTime:
         slowest: The site whose `COMPUTE` steps took longest.
         compute: Its seconds in these steps.
         training: The longest that a site spent in `TRAINING` steps.
-        steps: The coordinator's steps; `record` is what the wall time has besides: MLflow, Prefect's pages and states.
+        steps: The coordinator's steps; `between` is what the wall time has besides. The record in MLflow and on Prefect's
+            pages runs behind the next round.
     """
 
     round: int
@@ -71,14 +72,14 @@ def _derive_round(events: Sequence[Event], steps: Sequence[Step], number: int) -
     dones = [n for n, event in enumerate(events) if event["event"] == "round-done" and event["round"] == number]
     if len(starts) != 1 or len(dones) != 1:
         raise ValueError(f"Round {number} began {len(starts)} times and was done {len(dones)} times.")
-    ends = [event for event in events[dones[0] :] if event["event"] in _NEXT]
+    ends = [event for event in events[starts[0] + 1 :] if event["event"] in _NEXT]
     taken, training = sum_by_site(steps, COMPUTE), sum_by_site(steps, TRAINING)
     if not ends or set(taken) != set(events[dones[0]]["participants"]) or not all(taken.values()):
         raise ValueError(f"Round {number}: no end, or a participant whose steps are not known.")
     wall = at(ends[0]) - at(events[starts[0]])
     slowest = max(taken, key=lambda site: taken[site])
     named = dict(events[dones[0]]["steps"])
-    named["record"] = wall - sum(named.values())
+    named["between"] = wall - sum(named.values())
     return RoundTime(number, wall, slowest, taken[slowest], max(training.values()), named)
 
 

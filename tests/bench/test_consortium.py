@@ -47,7 +47,7 @@ def test_a_round_lasts_until_the_next_thing_begins_and_compute_is_the_slowest_si
     assert (first.wall, second.wall) == pytest.approx((4.0, 3.5))
     assert (first.slowest, first.compute, first.training) == ("south", 1.5, 1.5)
     assert first.beyond == pytest.approx(2.5)
-    assert median_steps([first, second]) == pytest.approx({"dispatch": 0.5, "collect": 2.0, "record": 1.25})
+    assert median_steps([first, second]) == pytest.approx({"dispatch": 0.5, "collect": 2.0, "between": 1.25})
 
 
 def test_a_round_that_was_disturbed_or_is_not_known_whole_has_no_figure() -> None:

@@ -1,0 +1,87 @@
+"""Lets the end of one round, its record in MLflow and on Prefect's pages, run behind the beginning of the next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from schemas.errors import ConsiliumError
+
+T = TypeVar("T")
+
+
+class Behind:
+    """The round that is opened and still being recorded: at most one, and its failure ends the study."""
+
+    def __init__(self) -> None:
+        self._last: asyncio.Task[None] | None = None
+
+    async def follow(self, round_: asyncio.Task[None], opened: asyncio.Future[T]) -> T:
+        """Waits until `round_` has set `opened` and the round before it is recorded; returns what was opened.
+
+        What is left of `round_` goes on while the next one runs.
+
+        Raises:
+            BaseException: what ended `round_`, or the record of the round before it.
+        """
+        try:
+            while not opened.done():
+                self._look()
+                watched: set[asyncio.Future[object]] = {round_, opened}  # type: ignore[arg-type]
+                if self._last is not None:
+                    watched.add(self._last)  # type: ignore[arg-type]
+                await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+                if round_.done() and not opened.done():
+                    await round_
+                    raise RuntimeError("A round ended without an opening.")
+            await self.finish()
+        except BaseException:
+            await _end(round_)
+            raise
+        self._last = round_
+        return opened.result()
+
+    async def finish(self) -> None:
+        """Waits until everything is recorded.
+
+        Raises:
+            BaseException: what ended the record.
+        """
+        last, self._last = self._last, None
+        if last is not None:
+            await last
+
+    async def stop(self) -> None:
+        """Ends the record, without its error: another one has ended the study."""
+        last, self._last = self._last, None
+        if last is not None:
+            await _end(last)
+
+    def _look(self) -> None:
+        if self._last is not None and self._last.done():
+            last, self._last = self._last, None
+            last.result()
+
+
+@asynccontextmanager
+async def behind_the_rounds() -> AsyncIterator[Behind]:
+    """Gives a `Behind` that leaves nothing running; an error that is ours lets the record that is under way end."""
+    behind = Behind()
+    try:
+        yield behind
+        await behind.finish()
+    except ConsiliumError as error:
+        try:
+            await behind.finish()
+        except Exception as second:
+            raise error from second
+        raise
+    finally:
+        await behind.stop()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
