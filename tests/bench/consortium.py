@@ -66,6 +66,10 @@ def measure(rounds: int, poll_seconds: float, recover: bool, kept: Path | None) 
     # One round to warm up, one behind the measured ones that ends the last of them.
     with running_consortium(rounds + 2 + deaths, poll_seconds, kept) as consortium:
         _follow_rounds(consortium, rounds, found)
+        last = rounds + 1
+        if not any(event["event"] == "round-done" and event["round"] == last for event in consortium.events):
+            # It is recorded behind the next round.
+            consortium.until(lambda event: bool(event["event"] == "round-done" and event["round"] == last))
         undisturbed = list(consortium.events)
         if recover:
             for what, kill in kinds(consortium).items():
