@@ -188,6 +188,9 @@ def _server_environment(folder: Path, address: str, port: int) -> dict[str, str]
             "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
             "PREFECT_LOGGING_COLORS": "false",
+            # Every state of every task run would be a transaction of its own; together they are shown a second later.
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
             "PREFECT__SERVER_FINAL": "1",
         }
     )
