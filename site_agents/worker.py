@@ -89,6 +89,7 @@ class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult
         self._remembered = remembered
         self._threads: dict[UUID, FlowThread] = {}
         self._last_run_ended = time.monotonic()
+        self._run_ended = anyio.Event()
 
     @classmethod
     def get_default_base_job_template(cls) -> dict[str, Any]:
@@ -127,6 +128,7 @@ class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult
         finally:
             self._threads.pop(flow_run.id, None)
             self._last_run_ended = time.monotonic()
+            self._run_ended.set()
         if error is not None:
             _log.error("flow run %s ended early: %s", flow_run.id, type(error).__name__, exc_info=error)
         return SiteResult(identifier=identifier, status_code=0 if error is None else 1)
@@ -159,6 +161,13 @@ class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult
         """Returns the pause before the next question: short only when a next round is likely to be waiting."""
         expects_work = not self._threads and time.monotonic() - self._last_run_ended < _EAGER_SECONDS
         return poll_seconds if expects_work else max(poll_seconds, _CALM_POLL_SECONDS)
+
+    async def pause(self, seconds: float) -> None:
+        """Waits `seconds`, or until a run has ended: the next one may have been waiting for it."""
+        if self._run_ended.is_set():
+            self._run_ended = anyio.Event()
+        with anyio.move_on_after(seconds):
+            await self._run_ended.wait()
 
     async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
         """Leaves out a request: the work pool's name tells the site."""
@@ -308,7 +317,9 @@ async def run_agent(
         ) as worker,
     ):
         async with anyio.create_task_group() as loops:
-            loops.start_soon(_repeat, worker.get_and_submit_flow_runs, lambda: worker.pause_seconds(poll_seconds))
+            loops.start_soon(
+                _repeat, worker.get_and_submit_flow_runs, lambda: worker.pause_seconds(poll_seconds), worker.pause
+            )
             loops.start_soon(_repeat, worker.sync_with_backend, lambda: worker.heartbeat_interval_seconds)
             loops.start_soon(_repeat, worker.stop_withdrawn_runs, lambda: max(_CANCEL_CHECK_SECONDS, poll_seconds))
             if on_ready is not None:
@@ -318,7 +329,11 @@ async def run_agent(
         await worker.finish_runs(grace_seconds)
 
 
-async def _repeat(work: Callable[[], Awaitable[object]], pause_seconds: Callable[[], float]) -> None:
+async def _repeat(
+    work: Callable[[], Awaitable[object]],
+    pause_seconds: Callable[[], float],
+    pause: Callable[[float], Awaitable[None]] = anyio.sleep,
+) -> None:
     """Calls `work` for ever; a server that is away is asked less often and never given up."""
     failures = 0
     while True:
@@ -329,8 +344,8 @@ async def _repeat(work: Callable[[], Awaitable[object]], pause_seconds: Callable
             failures += 1
             if failures in (1, 10) or failures % 100 == 0:
                 _log.warning("the Prefect server does not answer (%s); trying again", _words(error))
-        pause = pause_seconds()
-        await anyio.sleep(min(pause * 2 ** min(failures, 8), max(pause, _LONGEST_BACKOFF_SECONDS)))
+        seconds = pause_seconds()
+        await pause(min(seconds * 2 ** min(failures, 8), max(seconds, _LONGEST_BACKOFF_SECONDS)))
 
 
 def _words(error: Exception) -> str:
