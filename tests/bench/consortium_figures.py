@@ -26,8 +26,8 @@ class RoundTime:
         slowest: The site whose `COMPUTE` steps took longest.
         compute: Its seconds in these steps.
         training: The longest that a site spent in `TRAINING` steps.
-        steps: The coordinator's steps; `between` is what the wall time has besides. The record in MLflow and on Prefect's
-            pages runs behind the next round.
+        steps: The coordinator's steps; `between` is what the wall time has besides. The record in MLflow and on
+            Prefect's pages runs behind the next round.
     """
 
     round: int

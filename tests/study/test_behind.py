@@ -1,0 +1,122 @@
+"""A round is recorded behind the next one: in order, to its end, and not without anybody noticing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from flows.behind import Behind, behind_the_rounds
+from schemas.errors import OperationError
+
+Story = list[str]
+
+
+def begin(
+    story: Story,
+    name: str,
+    recorded: asyncio.Event | None = None,
+    fails: BaseException | None = None,
+    opens: Callable[[], None] = lambda: None,
+) -> tuple[asyncio.Task[None], asyncio.Future[str]]:
+    """Starts a round that opens at once, and is recorded when `recorded` is set, or then fails."""
+    opened: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def round_() -> None:
+        await asyncio.sleep(0)
+        opens()
+        story.append(f"{name} opened")
+        opened.set_result(name)
+        if recorded is not None:
+            await recorded.wait()
+        if fails is not None:
+            raise fails
+        story.append(f"{name} recorded")
+
+    return asyncio.create_task(round_()), opened
+
+
+def refuse(error: BaseException) -> Callable[[], None]:
+    def opens() -> None:
+        raise error
+
+    return opens
+
+
+def lost(code: str) -> OperationError:
+    return OperationError(code, "It is not there.", "Start it.")
+
+
+def test_the_next_round_begins_while_the_last_one_is_recorded_and_nothing_is_left_behind() -> None:
+    async def study() -> Story:
+        story, done = Story(), asyncio.Event()
+        async with behind_the_rounds() as behind:
+            assert await behind.follow(*begin(story, "1", done)) == "1"
+            second = begin(story, "2")
+            story.append("2 began")
+            asyncio.get_running_loop().call_later(0.01, done.set)
+            assert await behind.follow(*second) == "2"
+        return story
+
+    story = asyncio.run(study())
+    assert story.index("2 began") < story.index("1 recorded")
+    assert set(story) == {"1 opened", "1 recorded", "2 began", "2 opened", "2 recorded"}
+
+
+@pytest.mark.parametrize("error", [lost("mlflow-unreachable"), asyncio.CancelledError()])
+def test_a_record_that_fails_ends_the_round_that_runs_meanwhile(error: BaseException) -> None:
+    async def study(story: Story) -> None:
+        done = asyncio.Event()
+        async with behind_the_rounds() as behind:
+            await behind.follow(*begin(story, "1", done, error))
+            endless = asyncio.create_task(asyncio.Event().wait())
+            asyncio.get_running_loop().call_later(0.01, done.set)
+            try:
+                await behind.follow(endless, asyncio.get_running_loop().create_future())  # type: ignore[arg-type]
+            finally:
+                story.append(f"2 ended: {endless.cancelled()}")
+
+    story = Story()
+    with pytest.raises(type(error)):
+        asyncio.run(study(story))
+    assert story == ["1 opened", "2 ended: True"]
+
+
+def test_an_error_of_the_next_round_lets_the_record_end_and_is_the_one_that_counts() -> None:
+    async def study(story: Story, fails: BaseException | None) -> None:
+        done = asyncio.Event()
+        async with behind_the_rounds() as behind:
+            await behind.follow(*begin(story, "1", done, fails))
+            asyncio.get_running_loop().call_later(0.01, done.set)
+            await behind.follow(*begin(story, "2", opens=refuse(lost("no-quorum"))))
+
+    story = Story()
+    with pytest.raises(OperationError, match="not there") as caught:
+        asyncio.run(study(story, None))
+    assert (caught.value.code, story) == ("no-quorum", ["1 opened", "1 recorded"])
+    with pytest.raises(OperationError) as caught:
+        asyncio.run(study(Story(), lost("mlflow-unreachable")))
+    assert caught.value.code == "no-quorum"
+    assert isinstance(caught.value.__cause__, OperationError)
+
+
+def test_a_study_that_is_stopped_stops_the_record_too() -> None:
+    async def study(story: Story) -> None:
+        async with behind_the_rounds() as behind:
+            await behind.follow(*begin(story, "1", asyncio.Event()))
+            raise KeyboardInterrupt
+
+    story = Story()
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(study(story))
+    assert story == ["1 opened"]
+
+
+def test_a_round_that_ends_without_an_opening_is_an_error() -> None:
+    async def study() -> None:
+        ended = asyncio.create_task(asyncio.sleep(0))
+        await Behind().follow(ended, asyncio.get_running_loop().create_future())
+
+    with pytest.raises(RuntimeError, match="without an opening"):
+        asyncio.run(study())
