@@ -164,10 +164,9 @@ class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult
 
     async def pause(self, seconds: float) -> None:
         """Waits `seconds`, or until a run has ended: the next one may have been waiting for it."""
-        if self._run_ended.is_set():
-            self._run_ended = anyio.Event()
         with anyio.move_on_after(seconds):
             await self._run_ended.wait()
+            self._run_ended = anyio.Event()
 
     async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
         """Leaves out a request: the work pool's name tells the site."""

@@ -364,11 +364,15 @@ def test_agent_kills_no_run_but_its_own(tmp_path: Path) -> None:
             asyncio.run(worker.kill_infrastructure(identifier, SiteJobConfiguration()))
 
 
-async def test_the_end_of_a_run_wakes_the_question_for_the_next_one(tmp_path: Path) -> None:
+def test_the_end_of_a_run_wakes_the_question_for_the_next_one(tmp_path: Path) -> None:
     worker = ConsiliumWorker("pool", site="general", flows=make_flows(tmp_path), on_refusal=lambda *_: None)
-    pausing = asyncio.create_task(worker.pause(3600))
-    await asyncio.sleep(0)
-    worker._run_ended.set()
-    await asyncio.wait_for(pausing, 30)
-    with pytest.raises(TimeoutError):  # an end is news once
-        await asyncio.wait_for(worker.pause(3600), 0.05)
+
+    async def scenario() -> None:
+        pausing = asyncio.create_task(worker.pause(3600))
+        await asyncio.sleep(0)
+        worker._run_ended.set()
+        await asyncio.wait_for(pausing, 30)
+        worker._run_ended.set()  # while nobody paused
+        await asyncio.wait_for(worker.pause(3600), 30)
+
+    asyncio.run(scenario())
