@@ -138,6 +138,10 @@ class StudyPage:
         await self._show_progress()
         await self._show_budget(facts)
 
+    def recall(self, facts: RoundFacts) -> None:
+        """Takes in a round of an earlier run of the study; it is shown with the next one."""
+        self._rounds[facts.round] = facts
+
     async def finish(self, result: str) -> None:
         """Puts what was released on top."""
         await self._show(result)

@@ -85,6 +85,25 @@ async def run_round(
     return await behind.follow(asyncio.create_task(round_flow()), opened_round)
 
 
+def replay_round(
+    context: CoordinatorContext,
+    public: EpochPublic,
+    lineage: Lineage,
+    round_: int,
+    kind: Literal["train", "evaluate"],
+) -> RoundOutcome:
+    """Takes an opened round from what was published; it has its flow run already.
+
+    Raises:
+        PeerError: the published messages do not open to the published sum.
+    """
+    steps = RoundSteps(context, public, lineage, round_, kind, choose_attempt(context, round_))
+    instruction, rest = steps.issue(), OpeningSteps(steps)
+    record = rest.complete_record(instruction)
+    opened, after = steps.recompute()
+    return RoundOutcome(instruction, record, rest.log_opening(), opened, after)
+
+
 async def reach_opening(
     steps: SumSteps, instruction: Signed[Instruction], runs: SiteRuns, clock: Clock
 ) -> Signed[Record]:

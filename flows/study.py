@@ -13,6 +13,7 @@ from prefect.utilities.annotations import quote
 
 from flows.behind import Behind, behind_the_rounds
 from flows.ceremony import run_ceremony
+from flows.ceremony_steps import enter_ceremony
 from flows.context import CoordinatorContext
 from flows.departures import TooFewRemain
 from flows.figures import bytes_down, bytes_up, refusal_codes
@@ -20,7 +21,7 @@ from flows.leftovers import close_leftover_runs
 from flows.pages import show_round, study_tag
 from flows.release import Released, run_release
 from flows.release_steps import released_metrics
-from flows.round import run_round
+from flows.round import replay_round, run_round
 from flows.round_steps import BudgetExhausted, EpochLost, RoundOutcome
 from flows.tasks import recording
 from flows.tracking import Tracker
@@ -46,6 +47,7 @@ class StudyState:
     reason: str = ""
     deserted: bool = False
     outcomes: list[RoundOutcome] = field(default_factory=list)
+    epochs: dict[int, EpochPublic] = field(default_factory=dict)
     recording: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -125,10 +127,19 @@ async def _next_round(
     context: CoordinatorContext, state: StudyState, tracker: Tracker, round_: int, kind: Literal["train", "evaluate"]
 ) -> RoundOutcome | None:
     """Runs one round; None if it died with its key ceremony (a new one has been held then)."""
-    if _rounds_in_epoch(context, state.public.epoch, round_) >= context.plan.rounds_per_epoch:
-        state.public = await run_ceremony(context, after=state.public.epoch)
-    context.progress.emit("round-started", round=round_, kind=kind)
     before = state.lineage
+    public = public_of_opened(context, state, round_)
+    if public is not None and round_ in tracker.recorded:
+        outcome = replay_round(context, public, before, round_, kind)
+        metrics = released_metrics(context, outcome) if kind == "evaluate" else None
+        tracker.recall(outcome, before, metrics)
+        state.outcomes.append(outcome)
+        return outcome
+    if public is None:
+        if _rounds_in_epoch(context, state.public.epoch, round_) >= context.plan.rounds_per_epoch:
+            state.public = await run_ceremony(context, after=state.public.epoch)
+        public = state.public
+    context.progress.emit("round-started", round=round_, kind=kind)
 
     async def record_outcome(outcome: RoundOutcome) -> None:
         async with state.recording:  # one round after another
@@ -136,7 +147,7 @@ async def _next_round(
             await record(quote(context), tracker, quote(outcome), quote(before))
 
     try:
-        outcome = await run_round(context, state.public, before, round_, kind, record_outcome, state.behind)
+        outcome = await run_round(context, public, before, round_, kind, record_outcome, state.behind)
     except EpochLost:
         state.public = await run_ceremony(context, after=state.public.epoch)
         return None
@@ -167,6 +178,17 @@ def _is_dead(context: CoordinatorContext, state: StudyState, round_: int) -> boo
     if instruction is None or read_opening(context.store, context.plan, round_) is not None:
         return False
     return instruction.predicate.epoch < state.public.epoch
+
+
+def public_of_opened(context: CoordinatorContext, state: StudyState, round_: int) -> EpochPublic | None:
+    """Returns the public side of the epoch in which a round was opened, which may be an earlier one; None before."""
+    instruction = read_instruction(context.store, context.plan, round_, 1)
+    if instruction is None or read_opening(context.store, context.plan, round_) is None:
+        return None
+    epoch = instruction.predicate.epoch
+    if epoch not in state.epochs:
+        state.epochs[epoch] = state.public if epoch == state.public.epoch else enter_ceremony(context, epoch)
+    return state.epochs[epoch]
 
 
 def _rounds_in_epoch(context: CoordinatorContext, epoch: int, before: int) -> int:

@@ -16,7 +16,7 @@ from tasks.storage.mailbox import Signed
 from tasks.tracking.attacks import ARTIFACT, record_kept_attacks
 from tasks.tracking.plots import EpsilonAtRound
 from tasks.tracking.release import record_release, tag_release, tell_study
-from tasks.tracking.rounds import RoundFacts, derive_round_metrics, record_round
+from tasks.tracking.rounds import RoundFacts, derive_round_metrics, record_round, recorded_rounds
 from tasks.tracking.story import Story
 from tasks.tracking.study import close_study, describe_software, open_study
 from tasks.tracking.target import TrackingTarget, page_address
@@ -37,21 +37,51 @@ class Tracker:
         self._run = open_study(self._target, context.plan, describe_software(), current_run_url())
         page = f"experiments/{self._run.experiment_id}/runs/{self._run.run_id}"
         self.page = StudyPage(context.plan, page_address(self._target, page))
-        self._history: list[EpsilonAtRound] = []
-        self._rounds: list[RoundFacts] = []
+        self.recorded = recorded_rounds(self._target, self._run)
+        self._history: dict[int, EpsilonAtRound] = {}
+        self._rounds: dict[int, RoundFacts] = {}
+
+    def recall(self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> None:
+        """Takes in a round of `recorded`, for the summaries of later ones; writes nothing."""
+        facts = self._facts(outcome, before, metrics)
+        self._rounds[facts.round] = facts
+        self.page.recall(facts)
 
     def round(self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> RoundFacts:
         """Records an opened round; returns what it may tell."""
+        context, plan = self._context, self._context.plan
+        facts = self._facts(outcome, before, metrics)
+        weights = weights_safetensors(plan, outcome.lineage.state) if facts.kind == "train" else None
+        record_round(self._target, self._run, plan, facts, weights)
+        self._rounds[facts.round] = facts
+        so_far = f"Not released yet: {len(self._rounds)} of {plan.mechanism.rounds + 1} rounds so far."
+        tell_study(self._target, self._run, plan, Story(so_far, list(self._rounds.values())))
+        context.progress.emit(
+            "round-done",
+            round=facts.round,
+            kind=facts.kind,
+            participants=list(facts.participants),
+            dropped=[list(pair) for pair in facts.dropped],
+            seconds=round(sum(outcome.seconds.values()), 3),
+            steps=outcome.seconds,
+            epsilon_collusion={r.site: r.collusion for r in facts.epsilon},
+            epsilon_outsider={r.site: r.outsider for r in facts.epsilon},
+            bytes_up=facts.bytes_up,
+            bytes_down=facts.bytes_down,
+        )
+        return facts
+
+    def _facts(self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> RoundFacts:
         context, record = self._context, outcome.record.predicate
         asked = outcome.instruction.predicate.kind
         kind: Literal["train", "evaluate"] = "train" if asked == "train" else "evaluate"
         reports = epsilon_of_sites(context, "training" if kind == "train" else "held-out", record.round)
         if kind == "train":
-            self._history.append(_at_round(record.round, reports))
+            self._history[record.round] = _at_round(record.round, reports)
             figures = derive_round_metrics(context.plan, before.state, outcome.lineage.state, outcome.opened)
         else:
             figures = {n: float(v) for n, v in metrics.summary()} if metrics is not None else {}
-        facts = RoundFacts(
+        return RoundFacts(
             round=record.round,
             kind=kind,
             participants=tuple(site for site, _ in record.contributions),
@@ -71,25 +101,6 @@ class Tracker:
             flow_run=current_run_url(),
             verdicts=contract_verdicts(context, outcome),
         )
-        weights = weights_safetensors(context.plan, outcome.lineage.state) if kind == "train" else None
-        record_round(self._target, self._run, context.plan, facts, weights)
-        self._rounds.append(facts)
-        so_far = f"Not released yet: {len(self._rounds)} of {context.plan.mechanism.rounds + 1} rounds so far."
-        tell_study(self._target, self._run, context.plan, Story(so_far, self._rounds))
-        context.progress.emit(
-            "round-done",
-            round=record.round,
-            kind=kind,
-            participants=list(facts.participants),
-            dropped=[list(pair) for pair in facts.dropped],
-            seconds=round(sum(outcome.seconds.values()), 3),
-            steps=outcome.seconds,
-            epsilon_collusion={r.site: r.collusion for r in reports},
-            epsilon_outsider={r.site: r.outsider for r in reports},
-            bytes_up=facts.bytes_up,
-            bytes_down=facts.bytes_down,
-        )
-        return facts
 
     def attacks(self) -> None:
         """Logs attacks.json of the coordinator's home, if it is about this study."""
@@ -112,9 +123,9 @@ class Tracker:
             weights,
             given,
             metrics,
-            self._history,
+            list(self._history.values()),
             {"release.json": release.data},
-            self._rounds,
+            list(self._rounds.values()),
             positions,
         )
         tag_release(self._target, context.plan, version, release_tags(context.plan, given, positions, release.digest))

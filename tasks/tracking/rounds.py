@@ -112,6 +112,18 @@ def record_round(
     return child
 
 
+def recorded_rounds(target: TrackingTarget, run: StudyRun) -> frozenset[int]:
+    """Returns the rounds of a study whose record is complete."""
+    client, found, token = connect(target), set(), None
+    condition = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'FINISHED'"
+    while True:
+        page = client.search_runs([run.experiment_id], condition, max_results=1000, page_token=token)
+        found |= {int(child.data.tags["consilium.round"]) for child in page if "consilium.round" in child.data.tags}
+        token = page.token
+        if not token:
+            return frozenset(found)
+
+
 def _verify_facts(facts: RoundFacts) -> None:
     allowed = ROUND_METRICS if facts.kind == "train" else EVALUATION_METRICS
     verify_names(facts.metrics, allowed, "metrics")

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from flows.behind import Behind
 from flows.opening_steps import OpeningSteps
-from flows.round import verify_can_go_on
+from flows.round import replay_round, verify_can_go_on
 from flows.round_steps import Answers, EpochLost, RoundSteps
+from flows.study import StudyState, public_of_opened
 from infra.embedded import EmbeddedConsortium, contribute
 from schemas.errors import OperationError
 from schemas.ledger import NO_STUDY, Refused
@@ -18,6 +20,7 @@ from site_agents.contributing import Contributing
 from site_agents.round import SiteRound
 from tasks.audit.keys import read_public_keys
 from tasks.audit.verify import verify_evidence
+from tasks.server_step import state_digest
 from tests.simulator import Prepared, copy_study, open_consortium
 
 STAGES = {"contributed": "no-quorum", "proposed": "no-quorum", "certified": "no-active-set"}
@@ -50,6 +53,20 @@ def tell(consortium: EmbeddedConsortium, site: str) -> None:
         work.read()
     Contributing(work).refuse(caught.value)
     Contributing(work).refuse(caught.value)
+
+
+def test_a_study_that_is_resumed_after_a_second_ceremony_reads_its_rounds_under_the_first(prepared: Prepared) -> None:
+    consortium = open_consortium(prepared)
+    public, before = consortium.finished_ceremony(), consortium.lineage
+    outcome = consortium.run_round(public, 1)
+    state = StudyState(consortium.run_ceremony(2), before, Behind())
+    assert public_of_opened(consortium.coordinator, state, 2) is None
+    found = public_of_opened(consortium.coordinator, state, 1)
+    assert found is not None
+    assert (found.epoch, state.public.epoch) == (1, 2)
+    replayed = replay_round(consortium.coordinator, found, before, 1, "train")
+    assert replayed.opening.digest == outcome.opening.digest
+    assert state_digest(replayed.lineage.state) == state_digest(outcome.lineage.state)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -22,7 +22,7 @@ from tasks.server_step import initial_state, released_weights, weights_safetenso
 from tasks.tracking.network import build_network
 from tasks.tracking.plots import EpsilonAtRound
 from tasks.tracking.release import record_release, tag_release
-from tasks.tracking.rounds import record_round
+from tasks.tracking.rounds import record_round, recorded_rounds
 from tasks.tracking.study import StudyRun, close_study, describe_software, open_study
 from tasks.tracking.target import TrackingTarget, connect
 from tasks.tracking.vocabulary import is_known_tag, model_name, release_tags
@@ -81,7 +81,9 @@ def test_a_round_interrupted_while_recorded_is_completed_without_a_second_point(
     facts, weights = train_facts(plan, 2)
     child = record_round(target, run, plan, facts, weights)
     client = connect(target)
+    assert 2 in recorded_rounds(target, run)
     client.update_run(child, status="RUNNING")
+    assert 2 not in recorded_rounds(target, run)
     assert record_round(target, run, plan, facts, weights) == child
     assert client.get_run(child).info.status == "FINISHED"
     assert len(client.get_metric_history(child, "model/step_norm")) == 1
