@@ -283,7 +283,7 @@ async def share_and_open(
 ) -> None:
     """Asks active sets, one after another, until one has answered completely; opens and publishes the sum."""
     silent: set[str] = set()
-    for number in range(1, MAXIMUM_REQUESTS + 1):
+    for number in range(1, MAXIMUM_REQUESTS + 2):  # the last one is refused: there is no further active set
         request = OpeningSteps(steps).request(record, number, signatures, silent)
         shares = await _ask_active_set(steps, instruction, record, request, runs)
         missing = set(request.predicate.active_set) - set(shares)

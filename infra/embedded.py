@@ -171,7 +171,7 @@ def open_by_active_sets(
     """Asks active sets, one after another, until one answered completely, and opens the sum."""
     silent: set[str] = set()
     signatures = opening.read_signatures(record)
-    for number in range(1, MAXIMUM_REQUESTS + 1):
+    for number in range(1, MAXIMUM_REQUESTS + 2):  # the last one is refused: there is no further active set
         request = opening.request(record, number, signatures, silent)
         for name, holder in holders.items():
             if name not in unwilling:
