@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 from prefect import flow
@@ -69,14 +70,21 @@ async def follow_phases(context: CoordinatorContext[Agreement], epoch: int, runs
     for phase in ALL_PHASES:
         begun = time.monotonic()
         while missing := missing_messages(context.store, context.plan, epoch, phase):
-            if time.monotonic() >= end:
-                raise OperationError(
+            ended = await runs.start_missing(missing)
+            # A run that died is not started again here, so nobody waits for what it owes.
+            broken = ended & set(missing_messages(context.store, context.plan, epoch, phase)) if ended else set()
+            if broken or time.monotonic() >= end:
+                waited_for = sorted(broken) or missing
+                error = OperationError(
                     "ceremony-incomplete",
-                    f"Epoch {epoch}: no {phase} from {await runs.describe(missing)}.",
+                    f"Epoch {epoch}: no {phase} from {await runs.describe(waited_for)}.",
                     "Every key holder takes part in a ceremony: start the agents that do not run, repair what a code "
                     "names (the log of that agent says more), and resume.",
                 )
-            await runs.start_missing(missing)
+                # The others would wait for them to their own deadline, and keep the next epoch waiting.
+                with contextlib.suppress(OperationError):
+                    await runs.abandon(site.name for site in context.plan.key_holders)
+                raise error
             await asyncio.sleep(context.options.pause_seconds(time.monotonic() - begun))
         context.progress.emit("ceremony-phase", epoch=epoch, phase=phase)
     context.progress.emit("ceremony-done", epoch=epoch, seconds=round(time.monotonic() - started, 3))

@@ -199,11 +199,18 @@ async def abandon_run(flow_run_id: str, code: str) -> None:
     """Marks a run that is given up as crashed, so that nobody sees it running for ever; an ended run stays as it is.
 
     An agent that still works on it notices and stops.
+
+    Raises:
+        OperationError: `prefect-unreachable`.
     """
-    async with get_client() as client:
-        try:
+    try:
+        async with get_client() as client:
             flow_run = await client.read_flow_run(UUID(flow_run_id))
-        except ObjectNotFound:
-            return
-        if flow_run.state is None or not flow_run.state.is_final():
-            await client.set_flow_run_state(flow_run.id, Crashed(message=code), force=True)
+            if flow_run.state is None or not flow_run.state.is_final():
+                await client.set_flow_run_state(flow_run.id, Crashed(message=code), force=True)
+    except ObjectNotFound:
+        return
+    except httpx.HTTPError:
+        raise OperationError(
+            "prefect-unreachable", "The Prefect server did not answer.", "Start it, then resume the study."
+        ) from None

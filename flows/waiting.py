@@ -62,17 +62,24 @@ class SiteRuns:
                 await self._start(site, number + 1)
         self._checked = time.monotonic()
 
-    async def start_missing(self, sites: Iterable[str]) -> None:
+    async def start_missing(self, sites: Iterable[str]) -> set[str]:
         """Starts a run at those of `sites` that have none, because their agent had not registered before.
 
         In a key ceremony a run that died is not started again: fresh secrets would contradict announced ones.
+
+        Returns:
+            The sites whose run has ended; nothing in most calls, since the server is asked every `CHECK_RUNS_SECONDS`.
         """
         if time.monotonic() - self._checked < CHECK_RUNS_SECONDS:
-            return
+            return set()
+        ended: set[str] = set()
         for site in sites:
             if site not in self._runs:
                 await self._start(site, 1)
+            elif (await run_state(self._runs[site][0])).is_final:
+                ended.add(site)
         self._checked = time.monotonic()
+        return ended
 
     async def not_started(self, sites: Iterable[str]) -> set[str]:
         """Returns those of `sites` whose agent has not taken up the run."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from prefect import flow, task
 
+from flows.ceremony import follow_phases
 from flows.context import open_coordinator
 from flows.dispatch import wait_for_end
 from flows.waiting import SiteRuns
@@ -63,6 +64,7 @@ def test_a_stopped_study_says_why_once_and_debug_shows_where(
 def test_a_holder_whose_flow_failed_is_named_with_its_code_and_its_own_log_says_it_once(
     prepared: Prepared, caplog: pytest.LogCaptureFixture
 ) -> None:
+    change_settings(prepared.workdir.coordinator, options={"ceremony_deadline_seconds": 3600})
     context = open_coordinator(prepared.workdir.coordinator)
     broken, idle, unknown = (site.name for site in prepared.plan.sites[:3])
     (prepared.workdir.site(broken) / "config.json").write_text("{")
@@ -82,7 +84,12 @@ def test_a_holder_whose_flow_failed_is_named_with_its_code_and_its_own_log_says_
             await runs.start([broken, idle, unknown])
             assert await runs.describe([idle]) == f"{idle} (its agent does not run)"
             await wait_for_end(runs._runs[broken][0], 90.0, 0.1)
-            return await runs.describe([broken, idle, unknown])
+            said = await runs.describe([broken, idle, unknown])
+            # A holder that has failed is not waited for, and the others do not wait for it either.
+            with pytest.raises(OperationError, match=rf"no nonce-commit from {broken} \(settings-unreadable\)\. Every"):
+                await follow_phases.fn(context, 1, runs)
+            assert await runs.describe([idle]) == f"{idle} (silent)"
+            return said
         finally:
             stop.set()
             await working
