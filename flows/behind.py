@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import TypeVar
+import contextvars
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import ParamSpec, TypeVar
 
 from schemas.errors import ConsiliumError
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+async def beside(body: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Runs a body that blocks in a thread that a process which is told to stop does not wait for.
+
+    The threads of `asyncio.to_thread` are waited for, and MLflow's client tries a server that is away for minutes.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if ended.cancelled():
+            return
+        if error is not None:
+            ended.set_exception(error)
+        else:
+            ended.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = body(*args, **kwargs)
+        except BaseException as caught:
+            error = caught
+        with suppress(RuntimeError):  # the loop has gone
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), name=body.__name__, daemon=True).start()
+    return await ended
 
 
 class Behind:

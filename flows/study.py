@@ -11,7 +11,7 @@ from typing import Literal
 from prefect import flow, tags
 from prefect.utilities.annotations import quote
 
-from flows.behind import Behind, behind_the_rounds
+from flows.behind import Behind, behind_the_rounds, beside
 from flows.ceremony import run_ceremony
 from flows.ceremony_steps import enter_ceremony
 from flows.context import CoordinatorContext
@@ -158,7 +158,7 @@ async def _next_round(
 @recording("open-tracking")
 async def open_tracking(context: CoordinatorContext) -> Tracker:
     """Opens the study in MLflow, beside what else goes on."""
-    return await asyncio.to_thread(Tracker, context)
+    return await beside(Tracker, context)
 
 
 @recording("record")
@@ -167,7 +167,7 @@ async def record(context: CoordinatorContext, tracker: Tracker, outcome: RoundOu
     kind = outcome.instruction.predicate.kind
     metrics = released_metrics(context, outcome) if kind == "evaluate" else None
     # MLflow's client blocks: the next round is on its way meanwhile.
-    facts = await asyncio.to_thread(tracker.round, outcome, before, metrics)
+    facts = await beside(tracker.round, outcome, before, metrics)
     await show_round(context.plan, facts, refusal_codes(context, outcome))
     await tracker.page.add(facts)
 

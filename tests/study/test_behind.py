@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import threading
 from collections.abc import Callable
 
 import pytest
 
-from flows.behind import Behind, behind_the_rounds
+from flows.behind import Behind, behind_the_rounds, beside
 from schemas.errors import OperationError
 
 Story = list[str]
@@ -111,6 +113,32 @@ def test_a_study_that_is_stopped_stops_the_record_too() -> None:
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(study(story))
     assert story == ["1 opened"]
+
+
+def test_a_study_that_is_stopped_does_not_wait_for_a_server_that_is_away() -> None:
+    away = threading.Event()
+
+    async def study() -> None:
+        await asyncio.wait_for(beside(away.wait), 0.05)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(study())  # would not return before the thread does
+    away.set()
+
+
+def test_what_runs_beside_the_study_returns_fails_and_knows_its_context() -> None:
+    known = contextvars.ContextVar("known", default="")
+
+    def fail(message: str) -> None:
+        raise lost(message)
+
+    async def study() -> str:
+        known.set("round 1")
+        with pytest.raises(OperationError) as caught:
+            await beside(fail, "gone")
+        return f"{caught.value.code}, {await beside(known.get)}"
+
+    assert asyncio.run(study()) == "gone, round 1"
 
 
 def test_a_round_that_ends_without_an_opening_is_an_error() -> None:
