@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from schemas.errors import ConsiliumError
 
@@ -61,11 +61,7 @@ class Behind:
         """
         try:
             while not opened.done():
-                self._look()
-                watched: set[asyncio.Future[object]] = {round_, opened}  # type: ignore[arg-type]
-                if self._last is not None:
-                    watched.add(self._last)  # type: ignore[arg-type]
-                await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+                await self._wait(round_, opened)
                 if round_.done() and not opened.done():
                     await round_
                     raise RuntimeError("A round ended without an opening.")
@@ -75,6 +71,21 @@ class Behind:
             raise
         self._last = round_
         return opened.result()
+
+    async def watch(self, work: Coroutine[object, object, T]) -> T:
+        """Runs what comes between two rounds; returns what it returns.
+
+        Raises:
+            BaseException: what ended it, or the record of the round before it.
+        """
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                await self._wait(task)
+        except BaseException:
+            await _end(task)
+            raise
+        return task.result()
 
     async def finish(self) -> None:
         """Waits until everything is recorded.
@@ -92,10 +103,13 @@ class Behind:
         if last is not None:
             await _end(last)
 
-    def _look(self) -> None:
+    async def _wait(self, *watched: asyncio.Future[Any]) -> None:
+        """Waits until one of `watched` is done; raises what ended the record, as soon as it has."""
         if self._last is not None and self._last.done():
             last, self._last = self._last, None
             last.result()
+        also = [] if self._last is None else [self._last]
+        await asyncio.wait([*watched, *also], return_when=asyncio.FIRST_COMPLETED)
 
 
 @asynccontextmanager
@@ -115,6 +129,6 @@ async def behind_the_rounds() -> AsyncIterator[Behind]:
         await behind.stop()
 
 
-async def _end(task: asyncio.Task[None]) -> None:
+async def _end(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

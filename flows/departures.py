@@ -3,13 +3,16 @@ others can go on."""
 
 from __future__ import annotations
 
+import contextlib
+
 from flows.context import CoordinatorContext
 from flows.figures import read_published
-from flows.round_steps import EpochLost
-from schemas.errors import EvidenceError, OperationError
-from schemas.ledger import NO_STUDY, Refused
+from flows.opening_steps import OpeningSteps
+from flows.round_steps import EpochLost, SumSteps
+from schemas.errors import EvidenceError, OperationError, PeerError
+from schemas.ledger import NO_STUDY, LedgerEntry, RecordSigned, Refused, ShareReleased
 from schemas.plan import Agreement
-from tasks.secure_sum.epoch import EpochPublic
+from tasks.rounds import MAXIMUM_REQUESTS, read_instruction, read_opening, read_record, read_request
 
 _REMEDY = "Make a new plan without them; what was opened so far is released."
 
@@ -20,42 +23,93 @@ class TooFewRemain(OperationError):
 
 def sites_that_left(context: CoordinatorContext[Agreement]) -> set[str]:
     """Returns the sites whose published ledger says, under their own signature, that they left this study."""
-    return _sites_that_said(context, context.study, "site-left")
+    return _sites_that_said(context, Refused(instruction=context.study, code="site-left"))
 
 
-def holders_that_lost(context: CoordinatorContext[Agreement], public: EpochPublic) -> set[str]:
+def _sites_that_said(context: CoordinatorContext[Agreement], said: Refused) -> set[str]:
+    published = _published(context).items()
+    return {site for site, entries in published if any(s == NO_STUDY and entry.body == said for s, entry in entries)}
+
+
+def holders_that_lost(context: CoordinatorContext[Agreement], sid_star: str) -> set[str]:
     """Returns the key holders whose published ledger says that they lost their secrets of this epoch.
 
-    A holder that has contributed before can say it nowhere else: a contribution is never followed by a refusal.
+    A holder that has contributed before can say it nowhere else: a contribution is never followed by a refusal. It is
+    not believed of one that has signed a record or given a share since.
     """
-    return _sites_that_said(context, public.sid_star, "epoch-lost") & set(public.signing_keys)
+    lost: set[str] = set()
+    for site, entries in _published(context).items():
+        for study, entry in entries:
+            if study == NO_STUDY and entry.body == Refused(instruction=sid_star, code="epoch-lost"):
+                lost.add(site)
+            elif study == context.study and isinstance(entry.body, RecordSigned | ShareReleased):
+                lost.discard(site)
+    return lost & {site.name for site in context.plan.key_holders}
 
 
-def _sites_that_said(context: CoordinatorContext[Agreement], about: str, code: str) -> set[str]:
-    found: set[str] = set()
-    for site in context.plan.sites:
-        try:
-            entries = read_published(context, site.name)
-        except EvidenceError:
-            continue
-        said = (entry.body for study, entry in entries if study == NO_STUDY)
-        if any(isinstance(body, Refused) and (body.instruction, body.code) == (about, code) for body in said):
-            found.add(site.name)
-    return found
-
-
-def verify_shares_remain(context: CoordinatorContext[Agreement], public: EpochPublic, needed: int) -> None:
+def verify_shares_remain(steps: SumSteps) -> None:
     """Refuses to wait for key holders that lost their share of this epoch's key: they never answer again.
 
-    Args:
-        needed: Q before the record is certified, t afterwards.
+    What a holder signed or shared before it lost its share counts.
 
     Raises:
-        EpochLost: fewer than `needed` holders are left; the round is dead.
+        EpochLost: those who are left cannot open this round; it is dead.
     """
-    lost = holders_that_lost(context, public)
-    if lost and len(set(public.signing_keys) - lost - sites_that_left(context)) < needed:
-        raise EpochLost("epoch-lost", f"Epoch {public.epoch}: key shares are lost at {', '.join(sorted(lost))}.")
+    lost = holders_that_lost(steps.context, steps.public.sid_star)
+    if lost and not _can_open(steps, set(steps.public.signing_keys) - lost - sites_that_left(steps.context)):
+        names = ", ".join(sorted(lost))
+        raise EpochLost("epoch-lost", f"Round {steps.round}: key shares are lost at {names}.")
+
+
+def _can_open(steps: SumSteps, left: set[str]) -> bool:
+    numbers = steps.plan.threshold
+    record = read_record(steps.context.store, steps.plan, steps.round)
+    if record is None:
+        return len(left) >= numbers.certificate_quorum
+    opening = OpeningSteps(steps)
+    instruction = read_instruction(steps.context.store, steps.plan, steps.round, record.predicate.attempt)
+    for number in range(1, MAXIMUM_REQUESTS + 1):
+        request = read_request(steps.context.store, steps.plan, steps.round, number)
+        if request is None or instruction is None:
+            break
+        given = opening.read_shares(instruction, record, request)
+        if set(request.predicate.active_set) <= left | set(given):
+            return True
+    signed = set(opening.read_signatures(record))
+    return len(signed | left) >= numbers.certificate_quorum and len(left) >= numbers.t
+
+
+def verify_rounds_live(context: CoordinatorContext[Agreement], round_: int) -> None:
+    """Refuses to ask a further round when the ones before it all died: each of them was charged.
+
+    Raises:
+        OperationError: `rounds-keep-dying`, naming the holders that said they lost their share.
+    """
+    dead: list[int] = []
+    said: set[str] = set()
+    for number in range(round_ - 1, 0, -1):
+        asked = read_instruction(context.store, context.plan, number, 1)
+        if asked is None or read_opening(context.store, context.plan, number) is not None:
+            break
+        dead.append(number)
+        said |= _sites_that_said(context, Refused(instruction=asked.predicate.sid_star, code="epoch-lost"))
+    limit = context.options.dead_rounds_in_a_row
+    if len(dead) >= limit and read_instruction(context.store, context.plan, round_, 1) is None:
+        raise OperationError(
+            "rounds-keep-dying",
+            f"The last {len(dead)} rounds died, charged and not opened; key shares were lost at "
+            f"{', '.join(sorted(said)) or 'unnamed hospitals'}.",
+            "Find out why with these hospitals. To go on anyway raise options.dead_rounds_in_a_row (config.json).",
+        )
+
+
+def _published(context: CoordinatorContext[Agreement]) -> dict[str, list[tuple[str, LedgerEntry]]]:
+    """Returns the published entries of every site whose ledger verifies."""
+    found: dict[str, list[tuple[str, LedgerEntry]]] = {}
+    for site in context.plan.sites:
+        with contextlib.suppress(EvidenceError, PeerError):
+            found[site.name] = read_published(context, site.name)
+    return found
 
 
 def verify_enough_remain(context: CoordinatorContext[Agreement]) -> None:

@@ -49,7 +49,7 @@ def epsilon_of_sites(
     for site in context.plan.contributors:
         try:
             entries = published_entries(context, site.name)
-        except EvidenceError:
+        except (EvidenceError, PeerError):
             continue
         events: list[PrivacyEvent] = [
             entry.body.event

@@ -92,7 +92,7 @@ def replay_round(
     round_: int,
     kind: Literal["train", "evaluate"],
 ) -> RoundOutcome:
-    """Takes an opened round from what was published; it has its flow run already.
+    """Takes an opened round that is recorded from what was published, without a flow run.
 
     Raises:
         PeerError: the published messages do not open to the published sum.
@@ -119,7 +119,7 @@ async def reach_opening(
             return await _reach_opening(steps, instruction, runs, clock)
         except OperationError as error:
             if error.code in _TOO_FEW:
-                verify_can_go_on(steps, error.code)
+                verify_can_go_on(steps)
             raise
     except OperationError as error:
         if error.code in _ATTEMPT_OVER:
@@ -128,7 +128,7 @@ async def reach_opening(
         raise
 
 
-def verify_can_go_on(steps: SumSteps, code: str) -> None:
+def verify_can_go_on(steps: SumSteps) -> None:
     """Says whether a step that too few sites answered can succeed later.
 
     Raises:
@@ -136,9 +136,7 @@ def verify_can_go_on(steps: SumSteps, code: str) -> None:
         EpochLost: too many key holders lost their share.
     """
     verify_enough_remain(steps.context)
-    numbers = steps.plan.threshold
-    needed = numbers.t if code == "no-active-set" else numbers.certificate_quorum
-    verify_shares_remain(steps.context, steps.public, needed)
+    verify_shares_remain(steps)
 
 
 async def _reach_opening(

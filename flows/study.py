@@ -15,7 +15,7 @@ from flows.behind import Behind, behind_the_rounds, beside
 from flows.ceremony import run_ceremony
 from flows.ceremony_steps import enter_ceremony
 from flows.context import CoordinatorContext
-from flows.departures import TooFewRemain
+from flows.departures import TooFewRemain, verify_rounds_live
 from flows.figures import bytes_down, bytes_up, refusal_codes
 from flows.leftovers import close_leftover_runs
 from flows.pages import show_round, study_tag
@@ -33,6 +33,8 @@ from tasks.rounds import read_instruction, read_opening
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.tracking.names import study_name
 from tasks.tracking.vocabulary import model_name
+
+_EVALUATION_LOST = "the evaluation was lost with key shares"
 
 
 @dataclass
@@ -71,7 +73,7 @@ async def run_study(context: CoordinatorContext) -> Released:
         async with behind_the_rounds() as behind:
             state = StudyState(public, first_lineage(plan), behind)
             await _train(context, state, tracker)
-            metrics = await _evaluate(context, state, tracker)
+            metrics = await evaluate(context, state, tracker)
         released = await run_release(context, tracker, state.lineage, state.rounds, state.evaluation, state.reason)
         _write_summary(context, state, released, metrics, time.monotonic() - started)
         context.progress.emit("study-done", complete=not state.reason, reason=state.reason)
@@ -87,7 +89,11 @@ async def _train(context: CoordinatorContext, state: StudyState, tracker: Tracke
         if _is_dead(context, state, round_):
             continue
         try:
-            outcome = await _next_round(context, state, tracker, round_, "train")
+            try:
+                outcome = await _next_round(context, state, tracker, round_, "train")
+            except EpochLost:
+                state.public = await state.behind.watch(run_ceremony(context, after=state.public.epoch))
+                continue
         except BudgetExhausted as error:
             if state.rounds == 0:
                 raise BudgetError(error.code, error.message, error.remedy) from None
@@ -98,22 +104,26 @@ async def _train(context: CoordinatorContext, state: StudyState, tracker: Tracke
                 raise
             state.reason, state.deserted = error.message, True
             return
-        if outcome is None:
-            continue
         state.lineage, state.rounds = outcome.lineage, round_
 
 
-async def _evaluate(context: CoordinatorContext, state: StudyState, tracker: Tracker) -> EvaluationMetrics | None:
+async def evaluate(context: CoordinatorContext, state: StudyState, tracker: Tracker) -> EvaluationMetrics | None:
+    """Evaluates the model on held-out patients; None if that cannot be, and `state.reason` says why."""
     if state.rounds < context.plan.mechanism.rounds and not state.reason:
         state.reason = "the last training rounds were lost with their key ceremony"
     if state.deserted:  # asking would charge those who remain for a sum that nobody can open
         return None
+    round_ = context.plan.mechanism.rounds + 1
+    if _is_dead(context, state, round_):
+        state.reason = state.reason or _EVALUATION_LOST
+        return None
     try:
-        outcome = await _next_round(context, state, tracker, context.plan.mechanism.rounds + 1, "evaluate")
+        outcome = await _next_round(context, state, tracker, round_, "evaluate")
     except (BudgetExhausted, TooFewRemain) as error:
         state.reason = state.reason or error.message
         return None
-    if outcome is None:
+    except EpochLost:  # nothing is opened after it: no ceremony follows
+        state.reason = state.reason or _EVALUATION_LOST
         return None
     state.evaluation = outcome
     metrics = released_metrics(context, outcome)
@@ -125,8 +135,13 @@ async def _evaluate(context: CoordinatorContext, state: StudyState, tracker: Tra
 
 async def _next_round(
     context: CoordinatorContext, state: StudyState, tracker: Tracker, round_: int, kind: Literal["train", "evaluate"]
-) -> RoundOutcome | None:
-    """Runs one round; None if it died with its key ceremony (a new one has been held then)."""
+) -> RoundOutcome:
+    """Runs one round.
+
+    Raises:
+        EpochLost: it died with its key ceremony.
+        OperationError: `rounds-keep-dying`, and as `run_round`.
+    """
     before = state.lineage
     public = public_of_opened(context, state, round_)
     if public is not None and round_ in tracker.recorded:
@@ -134,10 +149,12 @@ async def _next_round(
         metrics = released_metrics(context, outcome) if kind == "evaluate" else None
         tracker.recall(outcome, before, metrics)
         state.outcomes.append(outcome)
+        await asyncio.sleep(0)  # a long study can be stopped here
         return outcome
     if public is None:
+        verify_rounds_live(context, round_)
         if _rounds_in_epoch(context, state.public.epoch, round_) >= context.plan.rounds_per_epoch:
-            state.public = await run_ceremony(context, after=state.public.epoch)
+            state.public = await state.behind.watch(run_ceremony(context, after=state.public.epoch))
         public = state.public
     context.progress.emit("round-started", round=round_, kind=kind)
 
@@ -146,11 +163,7 @@ async def _next_round(
             # Quoted: Prefect would look through these values for arrows to draw.
             await record(quote(context), tracker, quote(outcome), quote(before))
 
-    try:
-        outcome = await run_round(context, public, before, round_, kind, record_outcome, state.behind)
-    except EpochLost:
-        state.public = await run_ceremony(context, after=state.public.epoch)
-        return None
+    outcome = await run_round(context, public, before, round_, kind, record_outcome, state.behind)
     state.outcomes.append(outcome)
     return outcome
 

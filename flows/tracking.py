@@ -51,11 +51,6 @@ class Tracker:
         """Records an opened round; returns what it may tell."""
         context, plan = self._context, self._context.plan
         facts = self._facts(outcome, before, metrics)
-        weights = weights_safetensors(plan, outcome.lineage.state) if facts.kind == "train" else None
-        record_round(self._target, self._run, plan, facts, weights)
-        self._rounds[facts.round] = facts
-        so_far = f"Not released yet: {len(self._rounds)} of {plan.mechanism.rounds + 1} rounds so far."
-        tell_study(self._target, self._run, plan, Story(so_far, list(self._rounds.values())))
         context.progress.emit(
             "round-done",
             round=facts.round,
@@ -69,6 +64,11 @@ class Tracker:
             bytes_up=facts.bytes_up,
             bytes_down=facts.bytes_down,
         )
+        weights = weights_safetensors(plan, outcome.lineage.state) if facts.kind == "train" else None
+        record_round(self._target, self._run, plan, facts, weights)
+        self._rounds[facts.round] = facts
+        so_far = f"Not released yet: {len(self._rounds)} of {plan.mechanism.rounds + 1} rounds so far."
+        tell_study(self._target, self._run, plan, Story(so_far, list(self._rounds.values())))
         return facts
 
     def _facts(self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> RoundFacts:

@@ -21,6 +21,7 @@ class RunOptions(Settings):
         silent_grace_seconds: Wait for a site that was silent in the round before and whose agent has not taken up its
             run; and for a last checkpoint before witnessing the others.
         attempt_pause_seconds: Wait before a round that too many sites declined is asked again; doubled each time.
+        dead_rounds_in_a_row: Rounds that may die one after another, with their key, before the study stops.
         bulk_processes: Over how many processes a participant spreads its work on bulk ciphertexts.
     """
 
@@ -34,6 +35,7 @@ class RunOptions(Settings):
     silent_grace_seconds: float = Field(default=20, gt=0)
     attempt_pause_seconds: float = Field(default=60, gt=0)
     dispatch_attempts: int = Field(default=20, ge=1)
+    dead_rounds_in_a_row: int = Field(default=3, ge=1)
     bulk_processes: int = Field(default=1, ge=1)
 
     def pause_seconds(self, waited_seconds: float) -> float:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from infra.demo.workdir import DemoState, Workdir
 from schemas.canonical import parse_json
-from schemas.errors import OperationError
+from schemas.errors import OperationError, SiteDataError
 from schemas.layout import release_key
 from schemas.options import Settings
 from schemas.plan import StudyPlan, layer_shapes
@@ -235,6 +235,7 @@ def _audit(workdir: Workdir) -> AuditSummary:
 
 
 def _demo_only_figures(workdir: Workdir, plan: StudyPlan) -> tuple[float | None, float | None]:
+    """Returns the exact AUC and that of central training; None where a table was broken meanwhile."""
     weights_file = workdir.store / release_key(plan.study, "weights.safetensors")
     if not weights_file.exists():
         return None, None
@@ -246,7 +247,10 @@ def _demo_only_figures(workdir: Workdir, plan: StudyPlan) -> tuple[float | None,
     tensors = load(weights_file.read_bytes())
     flat = np.concatenate([tensors[name].astype(np.float64).ravel() for name, _ in layer_shapes(plan)])
     paths = {site.name: workdir.site(site.name) / "cohort.parquet" for site in plan.sites}
-    cohorts = read_cohorts(plan.contract, paths)
+    try:
+        cohorts = read_cohorts(plan.contract, paths)
+    except SiteDataError:  # its site has refused by name, and the study was released without it
+        return None, None
     return round(exact_held_out_auc(plan, cohorts, flat), 6), round(central_dp_auc(plan, cohorts), 6)
 
 

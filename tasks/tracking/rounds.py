@@ -25,6 +25,9 @@ from tasks.tracking.names import round_name
 from tasks.tracking.study import StudyRun, find_run
 from tasks.tracking.target import TrackingTarget, common_tags, connect
 
+_PAGES = 16
+_LONGEST_NUMBER = 6
+
 
 @dataclass(frozen=True)
 class RoundFacts:
@@ -114,14 +117,17 @@ def record_round(
 
 def recorded_rounds(target: TrackingTarget, run: StudyRun) -> frozenset[int]:
     """Returns the rounds of a study whose record is complete."""
-    client, found, token = connect(target), set(), None
+    client, token = connect(target), None
+    found: set[int] = set()
     condition = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'FINISHED'"
-    while True:
+    for _ in range(_PAGES):  # what MLflow says saves work and decides nothing: it may be wrong, and is bounded
         page = client.search_runs([run.experiment_id], condition, max_results=1000, page_token=token)
-        found |= {int(child.data.tags["consilium.round"]) for child in page if "consilium.round" in child.data.tags}
+        tags = [child.data.tags.get("consilium.round", "") for child in page]
+        found |= {int(tag) for tag in tags if tag.isdecimal() and len(tag) <= _LONGEST_NUMBER}
         token = page.token
         if not token:
-            return frozenset(found)
+            break
+    return frozenset(found)
 
 
 def _verify_facts(facts: RoundFacts) -> None:

@@ -48,4 +48,5 @@ def test_a_table_that_breaks_its_contract_leaves_a_refusal_in_the_summary(tmp_pa
     assert demo.process.wait(1200) == 0, demo.err.read_text()
     summary = json.loads(demo.out.read_text())
     assert ["hospital-02", "refused"] in summary["dropped"]["2"]
+    assert (summary["exact_auc"], summary["central_auc"]) == (None, None)
     assert summary["audit"]["passed"] is True

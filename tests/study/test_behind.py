@@ -103,6 +103,20 @@ def test_an_error_of_the_next_round_lets_the_record_end_and_is_the_one_that_coun
     assert isinstance(caught.value.__cause__, OperationError)
 
 
+def test_a_record_that_fails_ends_the_ceremony_that_runs_meanwhile() -> None:
+    async def study(fails: BaseException | None) -> str:
+        done = asyncio.Event()
+        async with behind_the_rounds() as behind:
+            await behind.follow(*begin([], "1", done, fails))
+            asyncio.get_running_loop().call_later(0.01, done.set)
+            return await behind.watch(asyncio.sleep(0.05 if fails is None else 3600, "held"))
+
+    assert asyncio.run(study(None)) == "held"
+    with pytest.raises(OperationError) as caught:
+        asyncio.run(study(lost("mlflow-unreachable")))
+    assert caught.value.code == "mlflow-unreachable"
+
+
 def test_a_study_that_is_stopped_stops_the_record_too() -> None:
     async def study(story: Story) -> None:
         async with behind_the_rounds() as behind:

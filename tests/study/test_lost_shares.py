@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from flows.behind import Behind
+from flows.departures import holders_that_lost, verify_rounds_live
 from flows.opening_steps import OpeningSteps
 from flows.round import replay_round, verify_can_go_on
 from flows.round_steps import Answers, EpochLost, RoundSteps
-from flows.study import StudyState, public_of_opened
-from infra.embedded import EmbeddedConsortium, contribute
+from flows.study import StudyState, evaluate, public_of_opened
+from flows.tracking import Tracker
+from infra.embedded import EmbeddedConsortium, contribute, open_by_active_sets
 from schemas.errors import OperationError
 from schemas.ledger import NO_STUDY, Refused
 from site_agents.certifying import Certifying
@@ -21,7 +25,7 @@ from site_agents.round import SiteRound
 from tasks.audit.keys import read_public_keys
 from tasks.audit.verify import verify_evidence
 from tasks.server_step import state_digest
-from tests.simulator import Prepared, copy_study, open_consortium
+from tests.simulator import Prepared, change_settings, copy_study, open_consortium
 
 STAGES = {"contributed": "no-quorum", "proposed": "no-quorum", "certified": "no-active-set"}
 
@@ -89,16 +93,95 @@ def test_shares_lost_in_the_middle_of_a_round_end_it_instead_of_being_waited_for
     steps = RoundSteps(consortium.coordinator, public, after_first, 2, "train")
     for site in lost:
         tell(consortium, site)
-    verify_can_go_on(steps, STAGES[stage])
+    verify_can_go_on(steps)
     tell(consortium, last)
     with pytest.raises(EpochLost, match=f"key shares are lost at {', '.join(sorted((*lost, last)))}"):
-        verify_can_go_on(steps, STAGES[stage])
+        verify_can_go_on(steps)
     said = [entry.body for entry in consortium.sites[last].ledger.entries_for(NO_STUDY)]
     assert said.count(Refused(instruction=public.sid_star, code="epoch-lost")) == 1
 
     renewed = consortium.run_ceremony(2)
-    verify_can_go_on(RoundSteps(consortium.coordinator, renewed, after_first, 3, "train"), STAGES[stage])
+    verify_can_go_on(RoundSteps(consortium.coordinator, renewed, after_first, 3, "train"))
     assert prepared.plan.mechanism.rounds == 2
     evidence = consortium.release(1, consortium.run_round(renewed, 3, "evaluate"), "the last round was lost")
     report = verify_evidence(evidence, read_public_keys(prepared.keys))
     assert [result for result in report.results if result.status == "failed"] == []
+
+
+def test_what_a_holder_signed_before_it_lost_its_share_counts(prepared: Prepared) -> None:
+    consortium = open_consortium(prepared)
+    public, before = consortium.finished_ceremony(), consortium.lineage
+    consortium.run_round(public, 1)
+    steps = RoundSteps(consortium.coordinator, public, consortium.lineage, 2, "train")
+    after_first = consortium.lineage
+    bring_to(consortium, steps, "proposed")
+    numbers, names = prepared.plan.threshold, [site.name for site in prepared.plan.key_holders]
+    lost = names[: len(names) - numbers.certificate_quorum + 1]
+    for site in lost:
+        assert Certifying(SiteRound(consortium.sites[site], 2, 1)).certify()
+        shutil.rmtree(prepared.workdir.root / "memory" / site)
+    consortium = open_consortium(prepared)
+    steps = RoundSteps(consortium.coordinator, public, after_first, 2, "train")
+    for site in lost:
+        tell(consortium, site)
+    assert holders_that_lost(consortium.coordinator, public.sid_star) == set(lost)
+    verify_can_go_on(steps)
+
+    late = {site: Certifying(SiteRound(consortium.sites[site], 2, 1)) for site in names if site not in lost}
+    assert all(holder.certify() for holder in late.values())
+    instruction, opening = steps.issue(), OpeningSteps(steps)
+    open_by_active_sets(opening, late, instruction, opening.complete_record(instruction), ())
+    assert before.opening is None
+    assert steps.recompute()[1].opening is not None
+
+
+def test_a_share_that_is_there_after_all_is_not_taken_for_lost(prepared: Prepared) -> None:
+    consortium = open_consortium(prepared)
+    public, site = consortium.finished_ceremony(), prepared.plan.key_holders[0].name
+    consortium.run_round(public, 1)
+    after_first, memory = consortium.lineage, prepared.workdir.root / "memory" / site
+    bring_to(consortium, RoundSteps(consortium.coordinator, public, after_first, 2, "train"), "proposed")
+    shutil.move(memory, memory.with_name("unmounted"))
+    consortium = open_consortium(prepared)
+    tell(consortium, site)
+    assert holders_that_lost(consortium.coordinator, public.sid_star) == {site}
+    shutil.rmtree(memory, ignore_errors=True)
+    shutil.move(memory.with_name("unmounted"), memory)
+    consortium = open_consortium(prepared)
+    assert Certifying(SiteRound(consortium.sites[site], 2, 1)).certify()
+    consortium.sites[site].publish_ledger()
+    assert holders_that_lost(consortium.coordinator, public.sid_star) == set()
+    shutil.rmtree(memory)
+    consortium = open_consortium(prepared)
+    tell(consortium, site)
+    assert holders_that_lost(consortium.coordinator, public.sid_star) == {site}
+
+
+def test_a_dead_evaluation_is_not_asked_again_and_the_release_says_why(prepared: Prepared) -> None:
+    consortium = open_consortium(prepared)
+    public = consortium.finished_ceremony()
+    for round_ in (1, 2):
+        consortium.run_round(public, round_)
+    RoundSteps(consortium.coordinator, public, consortium.lineage, 3, "evaluate").issue()
+    state = StudyState(consortium.run_ceremony(2), consortium.lineage, Behind(), rounds=2)
+    assert asyncio.run(evaluate(consortium.coordinator, state, cast(Tracker, None))) is None
+    assert state.reason == "the evaluation was lost with key shares"
+    report = verify_evidence(consortium.release(2, None, state.reason), read_public_keys(prepared.keys))
+    assert [result for result in report.results if result.status == "failed"] == []
+
+
+def test_rounds_that_keep_dying_stop_the_study_before_another_one_is_charged(prepared: Prepared) -> None:
+    change_settings(prepared.workdir.coordinator, options={"dead_rounds_in_a_row": 2})
+    consortium = open_consortium(prepared)
+    public, before, lost = consortium.finished_ceremony(), consortium.lineage, prepared.plan.key_holders[1].name
+    RoundSteps(consortium.coordinator, public, before, 1, "train").issue()
+    verify_rounds_live(consortium.coordinator, 2)
+    bring_to(consortium, RoundSteps(consortium.coordinator, public, before, 2, "train"), "contributed")
+    shutil.rmtree(prepared.workdir.root / "memory" / lost)
+    consortium = open_consortium(prepared)
+    tell(consortium, lost)
+    with pytest.raises(OperationError, match=f"The last 2 rounds died.*lost at {lost}.*dead_rounds_in_a_row") as caught:
+        verify_rounds_live(consortium.coordinator, 3)
+    assert caught.value.code == "rounds-keep-dying"
+    change_settings(prepared.workdir.coordinator, options={"dead_rounds_in_a_row": 3})
+    verify_rounds_live(open_consortium(prepared).coordinator, 3)

@@ -82,6 +82,10 @@ def test_a_round_interrupted_while_recorded_is_completed_without_a_second_point(
     child = record_round(target, run, plan, facts, weights)
     client = connect(target)
     assert 2 in recorded_rounds(target, run)
+    for nonsense in ("one", "-2", "²", "9" * 5000, ""):  # whoever writes to MLflow stops no study
+        client.set_tag(child, "consilium.round", nonsense)
+        assert 2 not in recorded_rounds(target, run)
+    client.set_tag(child, "consilium.round", "2")
     client.update_run(child, status="RUNNING")
     assert 2 not in recorded_rounds(target, run)
     assert record_round(target, run, plan, facts, weights) == child
