@@ -105,21 +105,21 @@ def test_a_host_in_its_namespace_reaches_its_gateway_alone_and_nothing_once_unpl
         for host in HOSTS[:2]:
             with socket.create_server((network.gateway(host), 0)) as listening:
                 port = listening.getsockname()[1]
-                assert _reaches(network, host, network.gateway(host), port)
+                assert _reaches(network, host, network.gateway(host), port, 30)
                 assert network.unplug(host)
                 assert not _reaches(network, host, network.gateway(host), port)
                 network.mend(host)
                 assert network.narrow(host, 256)
                 network.mend(host)
-                assert _reaches(network, host, network.gateway(host), port)
+                assert _reaches(network, host, network.gateway(host), port, 30)
         with socket.create_server(("127.0.0.1", 0)) as own:
             assert not _reaches(network, HOSTS[0], "127.0.0.1", own.getsockname()[1]), "a loopback of its own"
         with socket.create_server((network.gateway(HOSTS[1]), 0)) as other:
             assert not _reaches(network, HOSTS[0], network.gateway(HOSTS[1]), other.getsockname()[1])
 
 
-def _reaches(network: Namespaces, host: str, address: str, port: int) -> bool:
-    program = f"import socket; socket.create_connection(({address!r}, {port}), timeout=1)"
+def _reaches(network: Namespaces, host: str, address: str, port: int, patience_seconds: int = 1) -> bool:
+    program = f"import socket; socket.create_connection(({address!r}, {port}), timeout={patience_seconds})"
     command = network.inside(host, ["python3", "-c", program])
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
