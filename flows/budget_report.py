@@ -16,7 +16,7 @@ from flows.context import CoordinatorContext, open_coordinator
 from flows.endings import failed_state
 from flows.figures import read_published
 from flows.notices import BUDGET_LOW, notify, site_resource
-from schemas.errors import ConsiliumError, EvidenceError
+from schemas.errors import ConsiliumError, EvidenceError, PeerError
 from schemas.ledger import FilterTotals, PrivacyReserved
 from tasks.run_log import hide_expected_tracebacks
 
@@ -47,7 +47,7 @@ def read_budgets(context: CoordinatorContext) -> list[BudgetLine]:
             for _, entry in read_published(context, site.name):
                 if isinstance(entry.body, PrivacyReserved):
                     totals[entry.body.event.data] = entry.body.after
-        except EvidenceError:
+        except (EvidenceError, PeerError):
             totals = {}
         lines += [BudgetLine(site.name, data, _left(totals.get(data))) for data in _WORDS]
     return lines

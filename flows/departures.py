@@ -10,7 +10,7 @@ from flows.figures import read_published
 from flows.opening_steps import OpeningSteps
 from flows.round_steps import EpochLost, SumSteps
 from schemas.errors import EvidenceError, OperationError, PeerError
-from schemas.ledger import NO_STUDY, LedgerEntry, RecordSigned, Refused, ShareReleased
+from schemas.ledger import NO_STUDY, LedgerEntry, Refused
 from schemas.plan import Agreement
 from tasks.rounds import MAXIMUM_REQUESTS, read_instruction, read_opening, read_record, read_request
 
@@ -18,7 +18,7 @@ _REMEDY = "Make a new plan without them; what was opened so far is released."
 
 
 class TooFewRemain(OperationError):
-    """So many sites left for good that no further round can be opened: the study ends with what it has."""
+    """So many sites left for good, or lost their share again and again, that the study ends with what it has."""
 
 
 def sites_that_left(context: CoordinatorContext[Agreement]) -> set[str]:
@@ -35,16 +35,10 @@ def holders_that_lost(context: CoordinatorContext[Agreement], sid_star: str) -> 
     """Returns the key holders whose published ledger says that they lost their secrets of this epoch.
 
     A holder that has contributed before can say it nowhere else: a contribution is never followed by a refusal. It is
-    not believed of one that has signed a record or given a share since.
+    never taken back: a site that said it gives up a share that comes to light again (`site_agents.epoch`).
     """
-    lost: set[str] = set()
-    for site, entries in _published(context).items():
-        for study, entry in entries:
-            if study == NO_STUDY and entry.body == Refused(instruction=sid_star, code="epoch-lost"):
-                lost.add(site)
-            elif study == context.study and isinstance(entry.body, RecordSigned | ShareReleased):
-                lost.discard(site)
-    return lost & {site.name for site in context.plan.key_holders}
+    lost = Refused(instruction=sid_star, code="epoch-lost")
+    return _sites_that_said(context, lost) & {site.name for site in context.plan.key_holders}
 
 
 def verify_shares_remain(steps: SumSteps) -> None:
@@ -79,27 +73,31 @@ def _can_open(steps: SumSteps, left: set[str]) -> bool:
     return len(signed | left) >= numbers.certificate_quorum and len(left) >= numbers.t
 
 
-def verify_rounds_live(context: CoordinatorContext[Agreement], round_: int) -> None:
-    """Refuses to ask a further round when the ones before it all died: each of them was charged.
+def verify_rounds_live(context: CoordinatorContext[Agreement], round_: int, epoch: int) -> None:
+    """Refuses to ask a further round when the ones before it all died with their key: each of them was charged.
+
+    Args:
+        epoch: The present one.
 
     Raises:
-        OperationError: `rounds-keep-dying`, naming the holders that said they lost their share.
+        TooFewRemain: `rounds-keep-dying`, naming the holders that said they lost their share.
     """
     dead: list[int] = []
     said: set[str] = set()
     for number in range(round_ - 1, 0, -1):
         asked = read_instruction(context.store, context.plan, number, 1)
-        if asked is None or read_opening(context.store, context.plan, number) is not None:
+        opened = read_opening(context.store, context.plan, number) is not None
+        if asked is None or opened or asked.predicate.epoch >= epoch:
             break
         dead.append(number)
-        said |= _sites_that_said(context, Refused(instruction=asked.predicate.sid_star, code="epoch-lost"))
+        said |= holders_that_lost(context, asked.predicate.sid_star)
     limit = context.options.dead_rounds_in_a_row
     if len(dead) >= limit and read_instruction(context.store, context.plan, round_, 1) is None:
-        raise OperationError(
+        raise TooFewRemain(
             "rounds-keep-dying",
             f"The last {len(dead)} rounds died, charged and not opened; key shares were lost at "
             f"{', '.join(sorted(said)) or 'unnamed hospitals'}.",
-            "Find out why with these hospitals. To go on anyway raise options.dead_rounds_in_a_row (config.json).",
+            "Find out why with these hospitals; options.dead_rounds_in_a_row (config.json) allows more.",
         )
 
 

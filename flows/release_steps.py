@@ -29,6 +29,14 @@ def released_metrics(context: CoordinatorContext, evaluation: RoundOutcome | Non
     return evaluate_histogram(counts, sigma, float(context.plan.evaluation.steepness))
 
 
+def read_release(context: CoordinatorContext) -> ModelRelease | None:
+    """Returns the release that this coordinator has signed, or None."""
+    coordinator = context.plan.coordinator
+    key = release_key(context.study, "release.json")
+    found = read_signed(context.store, key, ModelRelease, context.study, coordinator.identity_key, coordinator.name)
+    return found.predicate if found is not None else None
+
+
 def enter_signed_release(
     context: CoordinatorContext,
     lineage: Lineage,

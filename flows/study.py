@@ -20,13 +20,13 @@ from flows.figures import bytes_down, bytes_up, refusal_codes
 from flows.leftovers import close_leftover_runs
 from flows.pages import show_round, study_tag
 from flows.release import Released, run_release
-from flows.release_steps import released_metrics
+from flows.release_steps import read_release, released_metrics
 from flows.round import replay_round, run_round
 from flows.round_steps import BudgetExhausted, EpochLost, RoundOutcome
 from flows.tasks import recording
 from flows.tracking import Tracker
 from schemas.errors import BudgetError
-from schemas.messages import EpsilonReport
+from schemas.messages import EpsilonReport, ModelRelease
 from tasks.lineage import Lineage, first_lineage
 from tasks.metrics import EvaluationMetrics
 from tasks.rounds import read_instruction, read_opening
@@ -39,11 +39,16 @@ _EVALUATION_LOST = "the evaluation was lost with key shares"
 
 @dataclass
 class StudyState:
-    """Where a study stands; everything in it is recomputed from the store when it runs again."""
+    """Where a study stands; everything in it is recomputed from the store when it runs again.
+
+    Attributes:
+        closed: The release, if an earlier run has signed it: nothing is asked any more, whatever arrives late.
+    """
 
     public: EpochPublic
     lineage: Lineage
     behind: Behind
+    closed: ModelRelease | None = None
     rounds: int = 0
     evaluation: RoundOutcome | None = None
     reason: str = ""
@@ -71,8 +76,8 @@ async def run_study(context: CoordinatorContext) -> Released:
         # MLflow takes seconds to open its database: meanwhile the key holders are at work.
         tracker, public = await asyncio.gather(open_tracking(context), run_ceremony(context))
         async with behind_the_rounds() as behind:
-            state = StudyState(public, first_lineage(plan), behind)
-            await _train(context, state, tracker)
+            state = StudyState(public, first_lineage(plan), behind, closed=read_release(context))
+            await train(context, state, tracker)
             metrics = await evaluate(context, state, tracker)
         released = await run_release(context, tracker, state.lineage, state.rounds, state.evaluation, state.reason)
         _write_summary(context, state, released, metrics, time.monotonic() - started)
@@ -84,9 +89,10 @@ async def run_study(context: CoordinatorContext) -> Released:
         return await study_flow()
 
 
-async def _train(context: CoordinatorContext, state: StudyState, tracker: Tracker) -> None:
+async def train(context: CoordinatorContext, state: StudyState, tracker: Tracker) -> None:
+    """Runs the training rounds, or replays those that were opened."""
     for round_ in range(1, context.plan.mechanism.rounds + 1):
-        if _is_dead(context, state, round_):
+        if _is_dead(context, state, round_) or (state.closed is not None and round_ > state.closed.rounds):
             continue
         try:
             try:
@@ -109,6 +115,10 @@ async def _train(context: CoordinatorContext, state: StudyState, tracker: Tracke
 
 async def evaluate(context: CoordinatorContext, state: StudyState, tracker: Tracker) -> EvaluationMetrics | None:
     """Evaluates the model on held-out patients; None if that cannot be, and `state.reason` says why."""
+    if state.closed is not None:
+        state.reason = state.closed.reason
+        if state.closed.evaluation is None:
+            return None
     if state.rounds < context.plan.mechanism.rounds and not state.reason:
         state.reason = "the last training rounds were lost with their key ceremony"
     if state.deserted:  # asking would charge those who remain for a sum that nobody can open
@@ -140,7 +150,8 @@ async def _next_round(
 
     Raises:
         EpochLost: it died with its key ceremony.
-        OperationError: `rounds-keep-dying`, and as `run_round`.
+        TooFewRemain: `rounds-keep-dying`.
+        OperationError: as `run_round`.
     """
     before = state.lineage
     public = public_of_opened(context, state, round_)
@@ -152,7 +163,7 @@ async def _next_round(
         await asyncio.sleep(0)  # a long study can be stopped here
         return outcome
     if public is None:
-        verify_rounds_live(context, round_)
+        verify_rounds_live(context, round_, state.public.epoch)
         if _rounds_in_epoch(context, state.public.epoch, round_) >= context.plan.rounds_per_epoch:
             state.public = await state.behind.watch(run_ceremony(context, after=state.public.epoch))
         public = state.public

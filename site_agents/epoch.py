@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schemas.errors import PeerError
+from schemas.errors import OperationError, PeerError
+from schemas.ledger import NO_STUDY, Refused
 from schemas.plan import Agreement
 from site_agents.context import SiteContext
 from site_agents.past import past_of
 from tasks.ceremonies import read_public_epoch
 from tasks.secure_sum.epoch import EpochPublic, EpochSecrets
+
+EPOCH_LOST = "epoch-lost"
+
+
+def said_lost(sid_star: str) -> Refused:
+    """Returns the ledger entry by which a key holder says that it lost its secrets of an epoch."""
+    return Refused(instruction=sid_star, code=EPOCH_LOST)
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ def load_epoch(context: SiteContext[Agreement], epoch: int, sid_star: str) -> Si
 
     Raises:
         PeerError: `wrong-epoch` if the signed ceremony in the store has another sid*.
-        OperationError: `epoch-lost` if this key holder has no secrets of it.
+        OperationError: `epoch-lost` if this key holder has no secrets of it, or has said so before.
     """
     public = public_epoch(context, epoch)
     if public.sid_star != sid_star or epoch < context.keystore.newest_epoch():
@@ -33,6 +41,11 @@ def load_epoch(context: SiteContext[Agreement], epoch: int, sid_star: str) -> Si
     holders = [site.name for site in context.plan.key_holders]
     if context.name not in holders:
         return SiteEpoch(public, None)
+    if any(entry.body == said_lost(sid_star) for entry in context.ledger.entries_for(NO_STUDY)):
+        # Others go on without this share since it was said to be lost; a folder that comes back changes nothing.
+        raise OperationError(
+            EPOCH_LOST, f"This site has given up its share of epoch {epoch}.", "The coordinator starts a new ceremony."
+        )
     return SiteEpoch(public, EpochSecrets.from_bytes(context.keystore.load_secrets(epoch, sid_star)))
 
 

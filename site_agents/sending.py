@@ -16,15 +16,15 @@ from schemas.contract import ContractVerdict, ContractViolation
 from schemas.envelope import sign_envelope
 from schemas.errors import BudgetError, ConsiliumError, PeerError
 from schemas.layout import attempt_key
-from schemas.ledger import NO_STUDY, RecordSigned, Refused, ShareReleased
+from schemas.ledger import NO_STUDY
 from schemas.messages import Contribution, LogPosition, Refusal
 from schemas.plan import Agreement
+from site_agents.epoch import EPOCH_LOST, said_lost
 from site_agents.policy import verify_cohort_size, verify_willing
 from site_agents.round import SiteRound
 from tasks.ledger.budget import commit, record_refusal
 from tasks.secure_sum.contribute import contribute
 
-EPOCH_LOST = "epoch-lost"
 NO_LOG = LogPosition(size=0, root="0" * 64)
 
 
@@ -151,7 +151,7 @@ class Sending:
         the key share is lost is said in the ledger in any case: who waits for this holder would wait for ever.
         """
         if error.code == EPOCH_LOST:
-            self._say_lost(Refused(instruction=self.work.instruction.predicate.sid_star, code=EPOCH_LOST))
+            self.work.context.ledger.append_once(NO_STUDY, said_lost(self.work.instruction.predicate.sid_star))
         if self.decided:
             self.work.context.publish_ledger()
             return
@@ -181,11 +181,3 @@ class Sending:
             self.work.context.outbox.send(self.work.mine("refusal.json"))
         else:
             self.upload()
-
-    def _say_lost(self, lost: Refused) -> None:
-        """Enters that the key share is lost, again only if it was there once more in between."""
-        ledger, study = self.work.context.ledger, self.work.plan.study
-        said = [entry.sequence for entry in ledger.entries_for(NO_STUDY) if entry.body == lost]
-        worked = [e.sequence for e in ledger.entries_for(study) if isinstance(e.body, RecordSigned | ShareReleased)]
-        if not said or (worked and worked[-1] > said[-1]):
-            ledger.append(NO_STUDY, lost)

@@ -62,7 +62,7 @@ def measure(rounds: int, poll_seconds: float, recover: bool, kept: Path | None) 
     """
     begun = time.monotonic()
     found = Figures(poll_seconds)
-    deaths = 6 if recover else 0
+    deaths = 12 if recover else 0  # six kinds; by the time that one is over, the round after it has begun
     # One round to warm up, one behind the measured ones that ends the last of them.
     with running_consortium(rounds + 2 + deaths, poll_seconds, kept) as consortium:
         _follow_rounds(consortium, rounds, found)

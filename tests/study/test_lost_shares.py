@@ -10,11 +10,12 @@ from typing import cast
 import pytest
 
 from flows.behind import Behind
-from flows.departures import holders_that_lost, verify_rounds_live
+from flows.departures import TooFewRemain, holders_that_lost, verify_rounds_live
 from flows.opening_steps import OpeningSteps
+from flows.release_steps import read_release
 from flows.round import replay_round, verify_can_go_on
 from flows.round_steps import Answers, EpochLost, RoundSteps
-from flows.study import StudyState, evaluate, public_of_opened
+from flows.study import StudyState, evaluate, public_of_opened, train
 from flows.tracking import Tracker
 from infra.embedded import EmbeddedConsortium, contribute, open_by_active_sets
 from schemas.errors import OperationError
@@ -135,7 +136,7 @@ def test_what_a_holder_signed_before_it_lost_its_share_counts(prepared: Prepared
     assert steps.recompute()[1].opening is not None
 
 
-def test_a_share_that_is_there_after_all_is_not_taken_for_lost(prepared: Prepared) -> None:
+def test_a_share_that_was_said_to_be_lost_is_given_up_though_it_is_found(prepared: Prepared) -> None:
     consortium = open_consortium(prepared)
     public, site = consortium.finished_ceremony(), prepared.plan.key_holders[0].name
     consortium.run_round(public, 1)
@@ -148,13 +149,24 @@ def test_a_share_that_is_there_after_all_is_not_taken_for_lost(prepared: Prepare
     shutil.rmtree(memory, ignore_errors=True)
     shutil.move(memory.with_name("unmounted"), memory)
     consortium = open_consortium(prepared)
-    assert Certifying(SiteRound(consortium.sites[site], 2, 1)).certify()
-    consortium.sites[site].publish_ledger()
-    assert holders_that_lost(consortium.coordinator, public.sid_star) == set()
-    shutil.rmtree(memory)
-    consortium = open_consortium(prepared)
-    tell(consortium, site)
+    with pytest.raises(OperationError, match="has given up its share of epoch 1"):
+        Certifying(SiteRound(consortium.sites[site], 2, 1)).certify()
     assert holders_that_lost(consortium.coordinator, public.sid_star) == {site}
+
+
+def test_nothing_is_asked_any_more_once_the_release_is_signed(prepared: Prepared) -> None:
+    consortium = open_consortium(prepared)
+    public = consortium.finished_ceremony()
+    consortium.run_round(public, 1)
+    consortium.release(1, None, "the evaluation was lost with key shares")
+    closed = read_release(consortium.coordinator)
+    assert closed is not None
+    state = StudyState(public, consortium.lineage, Behind(), closed=closed, rounds=1)
+    assert asyncio.run(evaluate(consortium.coordinator, state, cast(Tracker, None))) is None
+    assert (state.reason, state.evaluation) == ("the evaluation was lost with key shares", None)
+    state = StudyState(public, consortium.lineage, Behind(), closed=closed.model_copy(update={"rounds": 0}))
+    asyncio.run(train(consortium.coordinator, state, cast(Tracker, None)))
+    assert state.rounds == 0
 
 
 def test_a_dead_evaluation_is_not_asked_again_and_the_release_says_why(prepared: Prepared) -> None:
@@ -175,13 +187,15 @@ def test_rounds_that_keep_dying_stop_the_study_before_another_one_is_charged(pre
     consortium = open_consortium(prepared)
     public, before, lost = consortium.finished_ceremony(), consortium.lineage, prepared.plan.key_holders[1].name
     RoundSteps(consortium.coordinator, public, before, 1, "train").issue()
-    verify_rounds_live(consortium.coordinator, 2)
+    verify_rounds_live(consortium.coordinator, 2, 2)
     bring_to(consortium, RoundSteps(consortium.coordinator, public, before, 2, "train"), "contributed")
     shutil.rmtree(prepared.workdir.root / "memory" / lost)
     consortium = open_consortium(prepared)
     tell(consortium, lost)
-    with pytest.raises(OperationError, match=f"The last 2 rounds died.*lost at {lost}.*dead_rounds_in_a_row") as caught:
-        verify_rounds_live(consortium.coordinator, 3)
+    with pytest.raises(TooFewRemain, match=f"The last 2 rounds died.*lost at {lost}.*dead_rounds_in_a_row") as caught:
+        verify_rounds_live(consortium.coordinator, 3, 2)
     assert caught.value.code == "rounds-keep-dying"
     change_settings(prepared.workdir.coordinator, options={"dead_rounds_in_a_row": 3})
-    verify_rounds_live(open_consortium(prepared).coordinator, 3)
+    verify_rounds_live(open_consortium(prepared).coordinator, 3, 2)
+    change_settings(prepared.workdir.coordinator, options={"dead_rounds_in_a_row": 2})
+    verify_rounds_live(open_consortium(prepared).coordinator, 3, 1)  # not dead: the key is still theirs
