@@ -133,10 +133,9 @@ class Certifying:
         """Whether the coordinator has proposed a record."""
         return read_record(self.work.context.store, self.work.plan, self.work.round) is not None
 
-    @property
-    def requests(self) -> int:
-        """How many share requests there are."""
-        number = 0
+    def count_requests(self, known: int) -> int:
+        """Returns how many share requests there are, of which `known` were seen before."""
+        number = known
         while number < MAXIMUM_REQUESTS and self.work.context.store.exists(
             round_key(self.work.plan.study, self.work.round, None, f"request-{number + 1}.json")
         ):

@@ -224,8 +224,8 @@ async def _certify(certifying: Certifying, options: RunOptions) -> None:
     start = time.monotonic()
     answered = 0
     while not certifying.opened and (waited := time.monotonic() - start) < options.opening_deadline_seconds:
-        if certifying.requests > answered:
-            answered = certifying.requests
+        if (requests := certifying.count_requests(answered)) > answered:
+            answered = requests
             await step("share", certifying.share)
         await asyncio.sleep(options.pause_seconds(waited))
 

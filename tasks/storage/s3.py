@@ -3,8 +3,8 @@
 Invariants: every write is conditional (`If-None-Match: *`), so a name once written keeps its bytes whoever writes and
 however often; a write whose answer was lost is repeated, finds its name taken and compares content; the SHA-256 of what
 was sent is signed into the request and kept beside the object, and what is read is compared with it; a small object
-that was read once is not asked for again, nor whether what was sent is there. Nothing of this is believed where it
-matters: messages are signed and blobs are named by signed digests.
+that was read once is not asked for again, nor whether what was sent or found is there. Nothing of this is believed
+where it matters: messages are signed and blobs are named by signed digests.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class S3Store:
         self.place = place
         self.write_prefix = write_prefix
         self._known = KnownObjects()
-        self._sent: set[str] = set()
+        self._there: set[str] = set()
 
     def put(self, key: str, data: bytes) -> None:
         """Creates `key` with `data`; does nothing if it already holds exactly these bytes.
@@ -117,8 +117,13 @@ class S3Store:
         return io.BufferedReader(self._reader(key, answer), BLOCK_BYTES)
 
     def exists(self, key: str) -> bool:
-        """Says whether `key` is there; what this store has sent or read itself is not asked for."""
-        return key in self._sent or self._known.get(key) is not None or self._head(key) is not None
+        """Says whether `key` is there; what this store has sent, read or found before is not asked for."""
+        if key in self._there or self._known.get(key) is not None:
+            return True
+        if self._head(key) is None:
+            return False
+        self._there.add(key)
+        return True
 
     def size(self, key: str) -> int:
         """Returns the size in bytes of `key`; 0 if it does not exist."""
@@ -147,12 +152,12 @@ class S3Store:
                 try:
                     with calling():
                         self._send(key, source)
-                    self._sent.add(key)
+                    self._there.add(key)
                     return
                 except Taken:
                     if not self._holds(key, source):
                         raise name_taken(key) from None
-                    self._sent.add(key)
+                    self._there.add(key)
                     return
                 except Conflict:  # another writer of the same name is at work: the outcome is known in a moment
                     time.sleep(min(0.05 * 2**attempt, 2.0))

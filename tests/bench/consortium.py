@@ -1,8 +1,9 @@
 """`make bench-consortium`: figures of a deployment: four hospitals, a coordinator on PostgreSQL and S3, one machine.
 
-A study of real processes: PostgreSQL, Prefect, MLflow, nginx with TLS and tokens, an S3 server (moto), a coordinator's
-worker and four agents, each connection through a relay that counts. Round 1 warms up; the rounds after it are measured;
-then, with --recover, one part after another is killed at the beginning of a round, and started again at once.
+A study of real processes: PostgreSQL, Prefect, MLflow, nginx with TLS and tokens, an S3 server (radosgw with policy
+and TLS where it is installed, else moto), a coordinator's worker and four agents, each connection through a relay that
+counts. Round 1 warms up; the rounds after it are measured; then, with --recover, one part after another is killed at
+the beginning of a round, and started again at once.
 
 Beyond compute = the time from one round's beginning to the next one's, less the seconds that the slowest site worked on
 rows and ciphertexts (its task runs validate, train, encrypt, check-shares, certify and share; Prefect's account).

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 
 from infra.processes import WorkdirLock, find_free_port
-from infra.services import is_answering
 from tests.bench.consortium_figures import Event, Step
 from tests.bench.consortium_wire import Wire
 from tests.consortium.parties import Place, Ports, make_parties
+from tests.consortium.stores import ObjectStore, open_object_store
 from tests.consortium.supervisor import NGINX, Running
 from tests.simulator import change_settings
 
@@ -28,11 +28,11 @@ PAUSE_SECONDS = 0.1
 class Consortium:
     """What runs, and what is known about it."""
 
-    def __init__(self, place: Place, ports: Ports, running: Running, wire: Wire) -> None:
-        self.place, self.ports, self.running, self.wire = place, ports, running, wire
+    def __init__(self, place: Place, ports: Ports, running: Running, wire: Wire, store: ObjectStore) -> None:
+        self.place, self.ports, self.running, self.wire, self.store = place, ports, running, wire, store
         self.events: list[Event] = []
         self.starts = 0
-        self.names = ("s3", "servers", "proxy", "worker", *place.sites())
+        self.names = ("servers", "proxy", "worker", *place.sites())
         self._read = 0
         self._run = ""
         self._asked = 0.0
@@ -40,7 +40,7 @@ class Consortium:
 
     def pids(self) -> dict[str, int]:
         """Returns the process ids of the supervised processes by name."""
-        return {name: self.running.pid(name) for name in self.names}
+        return {**self.store.pids(), **{name: self.running.pid(name) for name in self.names}}
 
     @property
     def finished(self) -> bool:
@@ -135,7 +135,7 @@ def running_consortium(rounds: int, poll_seconds: float, kept: Path | None) -> I
         kept: Folder to use and to keep; a temporary one by default.
 
     Raises:
-        SystemExit: nginx or moto is missing.
+        SystemExit: nginx is missing.
         OperationError: as the processes' starts.
     """
     if NGINX is None:
@@ -143,7 +143,6 @@ def running_consortium(rounds: int, poll_seconds: float, kept: Path | None) -> I
     folder = kept.absolute() if kept is not None else Path(tempfile.mkdtemp(prefix="consilium-bench-"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     place = Place(folder)
-    ports = Ports(find_free_port(), find_free_port(), find_free_port(), find_free_port())
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         if kept is None:
@@ -151,15 +150,15 @@ def running_consortium(rounds: int, poll_seconds: float, kept: Path | None) -> I
         stack.enter_context(WorkdirLock(folder))
         wire = Wire()
         stack.callback(wire.close)
+        store = stack.enter_context(open_object_store(folder, ["127.0.0.1"]))
+        ports = Ports(find_free_port(), find_free_port(), store.port, find_free_port(), s3_scheme=store.scheme)
         running = Running(place, stack)
-        running.start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(ports.s3)])
-        running.wait("s3", lambda: is_answering(f"http://127.0.0.1:{ports.s3}/moto-api/"))
-        make_parties(place, ports, rounds)
+        make_parties(place, ports, rounds, store.add_user)
         _lay_wires(place, ports, wire, poll_seconds)
         running.start_servers(ports, again=True)
         running.run_once("deploy", "coordinator", "deploy", "--home", str(place.coordinator))
         running.start_parties()
-        yield Consortium(place, ports, running, wire)
+        yield Consortium(place, ports, running, wire, store)
 
 
 def _lay_wires(place: Place, ports: Ports, wire: Wire, poll_seconds: float) -> None:
@@ -168,7 +167,7 @@ def _lay_wires(place: Place, ports: Ports, wire: Wire, poll_seconds: float) -> N
     assert ports.proxy is not None
     for name, home in {"coordinator": place.coordinator, **place.sites()}.items():
         content = json.loads((home / "config.json").read_text())
-        s3 = {**content["s3"], "endpoint": f"http://127.0.0.1:{wire.add(f'{name} - S3', ports.s3)}"}
+        s3 = {**content["s3"], "endpoint": f"{ports.s3_scheme}://127.0.0.1:{wire.add(f'{name} - S3', ports.s3)}"}
         options = {**content["options"], "poll_interval_seconds": poll_seconds}
         change_settings(home, s3=s3, options=options)
         if name != "coordinator":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,14 +62,18 @@ def kinds(consortium: Consortium) -> dict[str, Callable[[], Callable[[Event | No
         return lambda event: event is not None and event["event"] == "study-started"
 
     def store() -> Callable[[Event | None], bool]:
-        consortium.wire.cut(s3)
+        killed = consortium.store.kill()
+        if not killed:  # it would lose its objects
+            consortium.wire.cut(s3)
+        mends = [consortium.store.start if killed else lambda: consortium.wire.mend(s3)]
         end = time.monotonic() + CUT_SECONDS
 
         def back(_: Event | None) -> bool:
             if time.monotonic() < end:
                 return False
-            consortium.wire.mend(s3)
-            return True
+            while mends:
+                mends.pop()()
+            return _accepts(s3)
 
         return back
 
@@ -126,6 +131,14 @@ def _wait_back(consortium: Consortium, answers: float, is_back: Callable[[Event 
     while not answers and time.monotonic() < end and not is_back(None):
         consortium.running.tend_once()
         time.sleep(0.1)
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _kill(consortium: Consortium, group: str) -> set[int]:

@@ -15,7 +15,7 @@ from schemas.errors import ConsiliumError
 from tests.chaos.hosts import FAKETIME
 from tests.chaos.network import Loopback, Namespaces, missing_for_namespaces
 from tests.chaos.run import HOSTS, Outcome, remove_run, run_seed
-from tests.chaos.stores import open_object_store
+from tests.consortium.stores import open_object_store
 from tests.consortium.supervisor import NGINX
 from tests.storage.s3_servers import missing_programs
 

@@ -19,8 +19,8 @@ from schemas.errors import OperationError
 from tests.chaos.link import Links
 from tests.chaos.network import Network
 from tests.chaos.script import Blow
-from tests.chaos.stores import ObjectStore
 from tests.consortium.parties import Place, Ports, make_parties
+from tests.consortium.stores import ObjectStore
 from tests.consortium.supervisor import NGINX, ROOT
 
 Mend = Callable[[], None]

@@ -22,9 +22,9 @@ from schemas.options import CoordinatorSettings
 from tests.chaos.hosts import COORDINATOR, Hosts, Mend, mount_homes
 from tests.chaos.network import open_network
 from tests.chaos.script import Blow, write_script
-from tests.chaos.stores import ObjectStore
 from tests.chaos.verify import Verdict, verify_study
 from tests.consortium.parties import SITES, Place
+from tests.consortium.stores import ObjectStore
 from tests.simulator import change_settings
 
 NAMES = tuple(f"hospital-{number:02d}" for number in range(1, SITES + 1))

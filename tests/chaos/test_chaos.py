@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.network import Loopback, Namespaces, missing_for_namespaces
 from tests.chaos.run import HOSTS, remove_run, run_seed
 from tests.chaos.script import Blow
-from tests.chaos.stores import ObjectStore, open_object_store
+from tests.consortium.stores import ObjectStore, open_object_store
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux")]
 SEPARATE = not missing_for_namespaces()

@@ -30,10 +30,11 @@ class Ports:
     s3: int | None
     proxy: int | None
     bucket: str = BUCKET
+    s3_scheme: str = "http"
 
     def s3_endpoint(self, name: str) -> str:
         """Returns where the participant `name` finds the S3 server."""
-        return f"http://127.0.0.1:{self.s3}"
+        return f"{self.s3_scheme}://127.0.0.1:{self.s3}"
 
     def prefect_url(self, name: str) -> str:
         """Returns where the hospital `name` finds Prefect: the proxy, or the server where there is no proxy."""

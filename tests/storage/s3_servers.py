@@ -128,6 +128,10 @@ class Radosgw:
         """Says whether the gateway runs."""
         return self._gateway is not None and self._gateway.poll() is None
 
+    def pids(self) -> dict[str, int]:
+        """Returns the ids of the running processes by their program's name."""
+        return {Path(str(process.args[0])).name: process.pid for process in self._processes}
+
     def stop(self) -> None:
         for process in reversed(self._processes):
             process.terminate()
@@ -213,7 +217,7 @@ osd_memory_target = 939524096
 crash_dir = {self.folder}/run
 {user}
 [client.rgw]
-rgw_frontends = beast {endpoint}
+rgw_frontends = beast {endpoint} tcp_nodelay=1
 rgw_thread_pool_size = 32
 rgw_dns_name = 127.0.0.1
 rgw_lc_debug_interval = 5

@@ -234,6 +234,12 @@ def test_what_was_sent_is_not_asked_for_again_but_read_from_the_store(store: S3S
         store.put("sites/a/two", b"second")
     store.client.delete_object(Bucket=store.place.bucket, Key="sites/a/two")
     assert not store.exists("sites/a/two")
+    # Another's name that was found once stays: nobody takes it back.
+    store.client.put_object(Bucket=store.place.bucket, Key="sites/b/one", Body=b"other")
+    assert store.exists("sites/b/one")
+    faults.reset()
+    assert store.exists("sites/b/one")
+    assert faults.requests == []
 
 
 def test_the_memory_of_what_was_read_is_bounded() -> None:

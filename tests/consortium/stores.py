@@ -1,4 +1,4 @@
-"""The S3 server of a chaos run: radosgw with a user and a policy per party where it is installed, else moto."""
+"""An S3 server of a test: radosgw with a user and a policy per party where it is installed, else moto."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from infra.processes import find_free_port, start_process
+from infra.processes import ChildProcess, find_free_port, start_process
 from infra.services import is_answering
 from tests.consortium.parties import let_in
 from tests.consortium.tls import write_certificate
@@ -38,12 +38,16 @@ class ObjectStore(Protocol):
     def start(self) -> None:
         """Starts the server again."""
 
+    def pids(self) -> dict[str, int]:
+        """Returns the ids of its processes by name."""
+
 
 @dataclass
 class Moto:
     """Objects in memory: this one cannot be killed."""
 
     port: int
+    process: ChildProcess
     scheme: str = "http"
     # The very function: a bucket on a server that lets everybody in gets no policy.
     add_user = staticmethod(let_in)
@@ -55,6 +59,9 @@ class Moto:
         return True
 
     def start(self) -> None: ...
+
+    def pids(self) -> dict[str, int]:
+        return {"S3 (moto)": self.process.pid}
 
 
 @dataclass
@@ -81,6 +88,9 @@ class Ceph:
     def start(self) -> None:
         self.radosgw.start_gateway()
 
+    def pids(self) -> dict[str, int]:
+        return {f"S3 ({name})": pid for name, pid in self.radosgw.pids().items()}
+
 
 @contextlib.contextmanager
 def open_object_store(folder: Path, addresses: Sequence[str]) -> Iterator[ObjectStore]:
@@ -93,7 +103,7 @@ def open_object_store(folder: Path, addresses: Sequence[str]) -> Iterator[Object
         try:
             while not is_answering(f"http://127.0.0.1:{port}/moto-api/") and process.is_alive():
                 process.wait(0.2)
-            yield Moto(port)
+            yield Moto(port, process)
         finally:
             process.kill()
         return
