@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from tasks.secure_sum.epoch import EpochPublic
 from tasks.storage.mailbox import Signed
 from tasks.tracking.names import round_name
 
+REFUSAL_LOOKS = 3
 _ATTEMPT_OVER = frozenset({"too-few-contributions", "budget-exhausted", "epoch-lost", "sites-left"})
 _TOO_FEW = frozenset({"too-few-contributions", "no-quorum", "no-active-set"})
 
@@ -185,8 +187,10 @@ async def collect(steps: SumSteps, instruction: Signed[Instruction], answers: An
     shown: dict[str, str] = {}
     start = news = time.monotonic()
     quiet = steps.silent_before()
-    while True:
-        steps.collect(instruction, answers)
+    for look in itertools.count():
+        is_over = time.monotonic() - start >= options.contribute_deadline_seconds
+        # A refusal is rare, and each look at a site's is a request.
+        steps.collect(instruction, answers, refusals=is_over or look % REFUSAL_LOOKS == 0)
         for site in participants:
             state = answers.state(site)
             if shown.get(site) != state:
@@ -199,7 +203,7 @@ async def collect(steps: SumSteps, instruction: Signed[Instruction], answers: An
         if waited >= options.silent_grace_seconds:
             quiet &= await runs.not_started(quiet)
         awaited = pending if waited < options.silent_grace_seconds else [site for site in pending if site not in quiet]
-        if not awaited or waited >= options.contribute_deadline_seconds:
+        if not awaited or is_over:
             break
         await runs.revive(pending)
         # Where one has answered, the others are seldom far behind.

@@ -151,8 +151,12 @@ class SumSteps(ABC):
         )
         return found
 
-    def collect(self, instruction: Signed[Instruction], answers: Answers) -> None:
-        """Looks for answers that have arrived since; an answer that does not verify makes the site invalid, by name."""
+    def collect(self, instruction: Signed[Instruction], answers: Answers, refusals: bool = True) -> None:
+        """Looks for answers that have arrived since; an answer that does not verify makes the site invalid, by name.
+
+        Args:
+            refusals: Whether to look for refusals too.
+        """
         for site in instruction.predicate.participants:
             if site in answers.settled:
                 continue
@@ -162,7 +166,7 @@ class SumSteps(ABC):
                     self._verify_blobs(instruction, site, contribution.predicate)
                     answers.contributions[site] = contribution
                     continue
-                refusal = read_refusal(self.context.store, self.plan, site, instruction)
+                refusal = read_refusal(self.context.store, self.plan, site, instruction) if refusals else None
                 if refusal is not None:
                     answers.refusals[site] = refusal
             except PeerError as error:
