@@ -22,7 +22,10 @@ export DO_NOT_TRACK := true
 CONSORTIUM ?= consortium
 CONSORTIUM_ARGS ?=
 
-.PHONY: chaos consortium-up consortium-study consortium-down demo ui test test-long study-heart study-eicu fuzz bench bench-data bench-consortium lint format clean help
+# What tests of a whole deployment run beside Python; without a package its tests say that they are skipped.
+SYSTEM_PACKAGES := ceph-common ceph-mon ceph-osd faketime iproute2 nginx-light postgresql radosgw systemd
+
+.PHONY: system-packages chaos consortium-up consortium-study consortium-down demo ui test test-long study-heart study-eicu fuzz bench bench-data bench-consortium lint format clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -35,6 +38,13 @@ ui: $(VENV)/.installed-demo
 
 test: lint
 	$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# As root on Debian; asks no server where nothing is missing.
+system-packages:
+	@missing=$$(for name in $(SYSTEM_PACKAGES); do \
+	  dpkg-query --show --showformat '$${db:Status-Status}' $$name 2>/dev/null | grep -qx installed || echo $$name; done); \
+	if [ -n "$$missing" ]; then apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
 
 test-long: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "long" --timeout 7200 $(PYTEST_ARGS)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.processes import ChildProcess, find_free_port, start_process
-from infra.settings import participant_environment
+from infra.settings import load_settings, participant_environment
 from schemas.errors import OperationError
+from schemas.options import CoordinatorSettings
 from tests.chaos.link import Links
 from tests.chaos.network import Network
 from tests.chaos.script import Blow
@@ -82,12 +83,15 @@ class Hosts:
         self._wait("servers", lambda: _UP in self.place.log("servers").read_text())
         self._start_proxy()
         home = str(self.place.coordinator)
-        self._start("deploy", *_consilium("coordinator", "deploy", "--home", home, "--cron", "study=* * * * *"))
-        deploy = self.processes.pop("deploy")
-        if not deploy.wait(_START_SECONDS) or deploy.exit_code:
-            raise OperationError("command-failed", f"deploy: {deploy.log_tail(5)}", "See its log.")
+        self._run_once("deploy", *_consilium("coordinator", "deploy", "--home", home, "--cron", "study=* * * * *"))
         for name in ("worker", *self.names):
             self._start_again(name)
+
+    def ask_study(self) -> None:
+        """Starts the study's deployment now, as a coordinator would who does not wait for its schedule."""
+        settings = load_settings(CoordinatorSettings, self.place.coordinator / "config.json")
+        prefect = ("env", f"PREFECT_API_URL={settings.prefect_api_url}", sys.executable, "-m", "prefect")
+        self._run_once("ask", *prefect, "deployment", "run", f"scheduled-study/study-{self.place.study[:12]}")
 
     def tend(self) -> None:
         """Starts again what died, once its time has come; a process that ends by itself rests before that."""
@@ -152,7 +156,16 @@ class Hosts:
                 scheme = "http" if proxy is None else "https"
                 servers[name] = f"{scheme}://{gateway}:{links.open((at, proxy or prefect))}/api"
         bucket = f"study-{os.getpid()}-{seed}"
-        return Addresses(prefect, mlflow, self.store.port, proxy, bucket, s3, servers, at)
+        return Addresses(
+            prefect,
+            mlflow,
+            self.store.port,
+            proxy,
+            bucket,
+            s3_urls=s3,
+            prefect_urls=servers,
+            proxy_address=at,
+        )
 
     def _start_again(self, name: str) -> None:
         if name == "servers":
@@ -176,6 +189,12 @@ class Hosts:
             environment=environment,
             folder=home,
         )
+
+    def _run_once(self, name: str, *command: str) -> None:
+        self._start(name, *command)
+        process = self.processes.pop(name)
+        if not process.wait(_START_SECONDS) or process.exit_code:
+            raise OperationError("command-failed", f"{name}: {process.log_tail(5)}", "See its log.")
 
     def _start_proxy(self) -> None:
         if NGINX is None:

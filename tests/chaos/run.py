@@ -68,6 +68,7 @@ def run_seed(
     limit_seconds: float = 1800,
     separate: bool = True,
     script: list[Blow] | None = None,
+    at_once: bool = False,
 ) -> Outcome:
     """Runs a study under the script of `seed` in `folder` and verifies what it left.
 
@@ -75,6 +76,7 @@ def run_seed(
         store: The S3 server, with its certificate in the parent of `folder`.
         separate: A network namespace per host; False puts all on the loopback.
         script: Instead of the seed's.
+        at_once: The first run does not wait for the schedule.
 
     Raises:
         AssertionError: the study did not finish in time, or something does not hold afterwards.
@@ -94,6 +96,8 @@ def run_seed(
         mount_homes(place, stack)
         hosts.start()
         started = time.monotonic()
+        if at_once:
+            hosts.ask_study()
         struck = _play(hosts, script, started, limit_seconds)
         seconds = time.monotonic() - started
         hosts.mend()
