@@ -89,6 +89,16 @@ class LogState:
         self.last_digest = sha256_hex(data)
         return entry
 
+    def accept_all(self, envelopes: Iterable[bytes]) -> None:
+        """Verifies `envelopes` as the next entries and takes them in, up to the first that is refused.
+
+        Raises:
+            EvidenceError: names entry and rule.
+        """
+        with _entries_kept():
+            for data in envelopes:
+                self.accept(data)
+
     def report(self) -> LogReport:
         """Returns what was read so far."""
         filters = tuple(self.rules.filter_state(part) for part in PARTS) if self.rules.cohort else ()
@@ -108,13 +118,9 @@ def verify_log(envelopes: Iterable[bytes], owner: str, key_hex: str, checkpoint:
         EvidenceError: names the entry and the rule; for the checkpoint `wrong-owner`, `truncated`, `position-mismatch`.
     """
     state = LogState(owner, key_hex)
-    with _entries_kept():
-        for data in envelopes:
-            state.accept(data)
+    state.accept_all(envelopes)
     if checkpoint is not None:
-        if checkpoint.owner != owner:
-            raise EvidenceError("wrong-owner", f"The checkpoint is not of {owner}'s log.")
-        verify_position(state.tree, owner, checkpoint.position)
+        verify_checkpoint(state.tree, owner, checkpoint)
     return state.report()
 
 
@@ -128,6 +134,17 @@ def _entries_kept() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def verify_checkpoint(tree: MerkleTree, owner: str, checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint of another log, or of a state that `owner`'s log never had.
+
+    Raises:
+        EvidenceError: `wrong-owner`, `truncated`, `position-mismatch`.
+    """
+    if checkpoint.owner != owner:
+        raise EvidenceError("wrong-owner", f"The checkpoint is not of {owner}'s log.")
+    verify_position(tree, owner, checkpoint.position)
 
 
 def verify_position(tree: MerkleTree, owner: str, position: LogPosition) -> None:
