@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
@@ -22,7 +23,7 @@ from tasks.ledger.store import LedgerStore
 from tasks.rounds import read_instruction, read_plan, verify_approvals
 from tasks.storage.base import Store
 from tasks.storage.opening import open_store
-from tasks.study_log import published_size, read_slices
+from tasks.study_log import PublishedLog, published_size, read_slices
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class CoordinatorContext(Generic[Plan_co]):
     """The coordinator of one study, or of one question (`CoordinatorContext[StatisticsPlan]`).
 
     Its state is the store and the study log; nothing else has to survive a crash.
+
+    Attributes:
+        published: Everybody's log, as far as it was read from the store, by owner.
     """
 
     home: Path
@@ -39,6 +43,7 @@ class CoordinatorContext(Generic[Plan_co]):
     store: Store
     log: LedgerStore
     progress: Progress
+    published: Mapping[str, PublishedLog]
 
     @property
     def study(self) -> str:
@@ -105,10 +110,17 @@ def _open(home: Path, folder: Path, settings: CoordinatorSettings, model: type[P
         raise PlanError("not-in-plan", "The plan names another coordinator key.", "Use the identity that signed it.")
     approvals = verify_approvals(store, plan)
     log = LedgerStore(folder / "study-log.sqlite", plan.coordinator.name, identity.signing)
-    context = CoordinatorContext(folder, settings, identity, plan, store, log, Progress(folder / "events.jsonl"))
+    progress, published = Progress(folder / "events.jsonl"), _published_logs(store, plan)
+    context = CoordinatorContext(folder, settings, identity, plan, store, log, progress, published)
     _verify_log_went_on(context)
     log.append_once(plan.study, PlanApproved(approval=approvals[plan.coordinator.name]))
     return context
+
+
+def _published_logs(store: Store, plan: Agreement) -> dict[str, PublishedLog]:
+    logs = {site.name: PublishedLog(store, plan.study, site.name, site.identity_key) for site in plan.sites}
+    own = plan.coordinator
+    return logs | {own.name: PublishedLog(store, plan.study, own.name, own.identity_key, coordinator=True)}
 
 
 def _verify_log_went_on(context: CoordinatorContext[Agreement]) -> None:

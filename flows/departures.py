@@ -101,9 +101,9 @@ def verify_rounds_live(context: CoordinatorContext[Agreement], round_: int, epoc
         )
 
 
-def _published(context: CoordinatorContext[Agreement]) -> dict[str, list[tuple[str, LedgerEntry]]]:
+def _published(context: CoordinatorContext[Agreement]) -> dict[str, tuple[tuple[str, LedgerEntry], ...]]:
     """Returns the published entries of every site whose ledger verifies."""
-    found: dict[str, list[tuple[str, LedgerEntry]]] = {}
+    found: dict[str, tuple[tuple[str, LedgerEntry], ...]] = {}
     for site in context.plan.sites:
         with contextlib.suppress(EvidenceError, PeerError):
             found[site.name] = read_published(context, site.name)

@@ -7,35 +7,24 @@ from datetime import datetime
 
 from flows.context import CoordinatorContext
 from flows.round_steps import RoundOutcome
-from schemas.errors import EvidenceError, PeerError
-from schemas.layout import attempt_key, ledger_key, round_key
+from schemas.errors import BudgetError, EvidenceError, PeerError
+from schemas.layout import attempt_key, round_key
 from schemas.ledger import LedgerEntry, PrivacyEvent, PrivacyReserved, SumOpened
 from schemas.messages import EpsilonReport, Record
 from schemas.plan import Agreement
-from tasks.ledger.chain import read_entry
 from tasks.privacy.accounting import epsilon_report
 from tasks.rounds import read_contribution, read_refusal
 from tasks.storage.mailbox import Signed
 
 
-def read_published(context: CoordinatorContext[Agreement], site: str) -> list[tuple[str, LedgerEntry]]:
-    """Returns (study, entry) of everything that `site` has published so far, each with a verified signature.
+def read_published(context: CoordinatorContext[Agreement], site: str) -> tuple[tuple[str, LedgerEntry], ...]:
+    """Returns (study, entry) of everything that `site` has published so far, verified as a whole.
 
     Raises:
-        EvidenceError: an entry is malformed or not signed by the site's key.
+        EvidenceError: the ledger does not verify.
+        PeerError: it is larger than any, or the store refuses to read it.
     """
-    entries: list[tuple[str, LedgerEntry]] = []
-    prefix = ledger_key(context.study, site, False, "entries-")
-    key_hex = context.plan.site(site).identity_key
-    for key in context.store.list(prefix.rsplit("/", 1)[0]):
-        if key.startswith(prefix):
-            entries += [read_entry(line, site, key_hex) for line in (context.store.get(key) or b"").splitlines()]
-    return entries
-
-
-def published_entries(context: CoordinatorContext, site: str) -> list[LedgerEntry]:
-    """Returns the entries about this study that `site` has published so far, each with a verified signature."""
-    return [entry for study, entry in read_published(context, site) if study == context.study]
+    return context.published[site].read()
 
 
 def epsilon_of_sites(
@@ -43,24 +32,26 @@ def epsilon_of_sites(
 ) -> tuple[EpsilonReport, ...]:
     """Returns the cumulative cost per site of one data part (``training`` or ``held-out``), in name order.
 
-    A site whose published ledger does not verify has no report; the audit will name it.
+    A site whose published ledger does not verify, or charges what has no cost, has no report; the audit will name it.
     """
     reports: list[EpsilonReport] = []
     for site in context.plan.contributors:
-        try:
-            entries = published_entries(context, site.name)
-        except (EvidenceError, PeerError):
-            continue
-        events: list[PrivacyEvent] = [
-            entry.body.event
-            for entry in entries
-            if isinstance(entry.body, PrivacyReserved)
-            and entry.body.event.data == data
-            and (up_to_round is None or entry.body.round <= up_to_round)
-        ]
-        if events:
-            reports.append(epsilon_report(context.plan, site.name, events))
+        with contextlib.suppress(EvidenceError, PeerError, BudgetError, ArithmeticError):
+            events = _charged(context, site.name, data, up_to_round)
+            if events:
+                reports.append(epsilon_report(context.plan, site.name, events))
     return tuple(reports)
+
+
+def _charged(context: CoordinatorContext, site: str, data: str, up_to_round: int | None) -> list[PrivacyEvent]:
+    bodies = [entry.body for study, entry in read_published(context, site) if study == context.study]
+    return [
+        body.event
+        for body in bodies
+        if isinstance(body, PrivacyReserved)
+        and body.event.data == data
+        and (up_to_round is None or body.round <= up_to_round)
+    ]
 
 
 def refusal_codes(context: CoordinatorContext, outcome: RoundOutcome) -> dict[str, str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from flows.context import CoordinatorContext
 from flows.figures import epsilon_of_sites
 from flows.round_steps import RoundOutcome
 from flows.study_log import publish_entries
 from schemas.canonical import sha256_hex
 from schemas.envelope import sign_envelope
-from schemas.errors import PeerError
+from schemas.errors import EvidenceError, PeerError
 from schemas.layout import ledger_key, release_key
 from schemas.ledger import ModelReleased
 from schemas.messages import Checkpoint, Closing, ModelRelease
@@ -102,24 +104,26 @@ def missing_items(context: CoordinatorContext[Agreement], item: str) -> list[str
 
 
 def checkpoints(context: CoordinatorContext[Agreement]) -> dict[str, Signed[Checkpoint]]:
-    """Returns log owner -> its published checkpoint, where the signature verifies."""
+    """Returns log owner -> its published checkpoint, where signature and published log verify up to it."""
     plan = context.plan
     owners = [(plan.coordinator.name, plan.coordinator.identity_key, True)]
     owners += [(site.name, site.identity_key, False) for site in plan.sites]
     found: dict[str, Signed[Checkpoint]] = {}
     for name, key_hex, coordinator in owners:
         key = ledger_key(context.study, name, coordinator, "checkpoint.json")
-        try:
+        with contextlib.suppress(EvidenceError, PeerError):
             checkpoint = read_signed(context.store, key, Checkpoint, context.study, key_hex, name)
-        except PeerError:
-            continue
-        if checkpoint is not None:
-            found[name] = checkpoint
+            if checkpoint is not None:
+                context.published[name].verify(checkpoint.predicate)
+                found[name] = checkpoint
     return found
 
 
 def publish_closing(context: CoordinatorContext[Agreement]) -> tuple[str, ...]:
-    """Lists the checkpoints that close the study, once; returns the sites that are listed."""
+    """Lists the checkpoints that close the study, once; returns the sites that are listed.
+
+    One that does not fit its owner's log is left out: every site witnesses the whole list or nothing.
+    """
     name = context.plan.coordinator.name
     key = ledger_key(context.study, name, True, "closing.json")
     if not context.store.exists(key):

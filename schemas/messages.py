@@ -44,7 +44,8 @@ class Checkpoint(Predicate):
 class Closing(Predicate):
     """The coordinator lists the checkpoints (log owner, envelope digest, by owner) that close the study's logs.
 
-    A site that published none in time is not listed; the list is what everybody witnesses.
+    A site that published none in time, or one that its log does not fit, is not listed; the list is what everybody
+    witnesses.
     """
 
     checkpoints: tuple[tuple[Name, Digest], ...]

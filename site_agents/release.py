@@ -13,10 +13,10 @@ from schemas.statistics import StatisticsPlan
 from site_agents.context import SiteContext
 from site_agents.epoch import public_epoch
 from site_agents.lineage import model_before
-from tasks.ledger.verify import verify_log
 from tasks.questions import recompute_answer
 from tasks.server_step import state_digest, weights_safetensors
 from tasks.storage.mailbox import read_signed
+from tasks.study_log import PublishedLog
 
 
 class SiteClosing:
@@ -39,7 +39,7 @@ class SiteClosing:
         return self.context.store.exists(self._closing_key())
 
     def witness(self) -> None:
-        """Verifies every log that the coordinator's closing lists, and signs that it did.
+        """Verifies every log that the coordinator's closing lists, up to the listed checkpoint, and signs that it did.
 
         Raises:
             PeerError: `wrong-closing` if this site's own checkpoint is left out or another one; `log-forked` if a log
@@ -74,7 +74,7 @@ class SiteClosing:
         if checkpoint is None:
             raise PeerError("checkpoint-missing", owner, "its checkpoint is not in the store.")
         try:
-            verify_log(read_entries(self.context, owner, coordinator), owner, key_hex, checkpoint.predicate)
+            PublishedLog(store, study, owner, key_hex, coordinator).verify(checkpoint.predicate)
         except EvidenceError as error:
             raise PeerError("log-forked", owner, f"its log does not verify: {error.message}") from None
         return owner, checkpoint.digest
@@ -139,14 +139,3 @@ class SiteAnswer(SiteClosing):
             raise PeerError("wrong-release", coordinator.name, "the answer does not follow from the opened sum.")
         self.verify_log(coordinator.name, coordinator.identity_key, coordinator=True)
         context.ledger.append_once(plan.study, StatisticsAnswered(release=given.predicate))
-
-
-def read_entries(context: SiteContext[Agreement], owner: str, coordinator: bool) -> list[bytes]:
-    """Returns the published entries of a log, slices joined in order."""
-    prefix = ledger_key(context.plan.study, owner, coordinator, "entries-")
-    folder = prefix.rsplit("/", 1)[0]
-    entries: list[bytes] = []
-    for key in context.store.list(folder):
-        if key.startswith(prefix):
-            entries += (context.store.get(key) or b"").splitlines()
-    return entries
