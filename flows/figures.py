@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from datetime import datetime
 
 from flows.context import CoordinatorContext
@@ -11,7 +12,8 @@ from schemas.errors import BudgetError, EvidenceError, PeerError
 from schemas.layout import attempt_key, round_key
 from schemas.ledger import LedgerEntry, PrivacyEvent, PrivacyReserved, SumOpened
 from schemas.messages import EpsilonReport, Record
-from schemas.plan import Agreement
+from schemas.plan import Agreement, StudyPlan
+from tasks.contract.rules import suite_description
 from tasks.privacy.accounting import epsilon_report
 from tasks.rounds import read_contribution, read_refusal
 from tasks.storage.mailbox import Signed
@@ -67,7 +69,11 @@ def refusal_codes(context: CoordinatorContext, outcome: RoundOutcome) -> dict[st
 
 
 def contract_verdicts(context: CoordinatorContext, outcome: RoundOutcome) -> dict[str, str]:
-    """Returns what each site signed about its table in this round: ``passed``, or ``failed`` with the rules' names."""
+    """Returns what each site signed about its table in this round: ``passed``, or ``failed`` with the rules' names.
+
+    A rule that the plan's contract does not have is ``unknown rule``: its name is any text that the site chose.
+    """
+    known = {str(described["rule"]) for described in suite_description(context.plan.contract)}
     verdicts: dict[str, str] = {}
     for site in outcome.instruction.predicate.participants:
         with contextlib.suppress(PeerError):
@@ -77,8 +83,8 @@ def contract_verdicts(context: CoordinatorContext, outcome: RoundOutcome) -> dic
             )
             verdict = given.predicate.verdict if given is not None else refused.predicate.verdict if refused else None
             if verdict is not None:
-                failed = ", ".join(rule.rule for rule in verdict.rules if not rule.passed)
-                verdicts[site] = "passed" if verdict.passed else f"failed: {failed}"
+                failed = [r.rule if r.rule in known else "unknown rule" for r in verdict.rules if not r.passed]
+                verdicts[site] = "passed" if verdict.passed else f"failed: {', '.join(dict.fromkeys(failed))}"
     return verdicts
 
 
@@ -90,13 +96,25 @@ def opened_at_ms(context: CoordinatorContext, round_: int) -> int:
     return 0
 
 
-def bytes_up(context: CoordinatorContext, round_: int) -> int:
-    """Returns the bytes that all sites wrote to the store for a round."""
-    total = 0
-    for site in context.plan.sites:
-        folder = round_key(context.study, round_, site.name, "x").rsplit("/", 1)[0]
-        total += sum(context.store.size(key) for key in context.store.list(folder))
-    return total
+def bytes_up(context: CoordinatorContext, record: Signed[Record]) -> int:
+    """Returns the bytes that all sites wrote to the store for a round, under the names that the protocol has."""
+    asked, requests = record.predicate, 0
+    while context.store.exists(round_key(context.study, asked.round, None, f"request-{requests + 1}.json")):
+        requests += 1
+    keys = (key for site in context.plan.sites for key in _names_of_site(context.plan, asked, site.name, requests))
+    return sum(map(context.store.size, keys))
+
+
+def _names_of_site(plan: StudyPlan, record: Record, site: str, requests: int) -> Iterator[str]:
+    holders = [holder.name for holder in plan.key_holders]
+    items = ["contribution.json", "refusal.json", "key.bin", "bulk.bin", *(f"shamir-{name}.bin" for name in holders)]
+    for attempt in range(1, record.attempt + 1):
+        yield from (attempt_key(plan.study, record.round, attempt, site, item) for item in items)
+        if site in holders:
+            yield attempt_key(plan.study, record.round, attempt, site, "shares-checked.json")
+    if site in holders:
+        answers = [f"share-{number}.{kind}" for number in range(1, requests + 1) for kind in ("json", "bin")]
+        yield from (round_key(plan.study, record.round, site, item) for item in ("record-signature.json", *answers))
 
 
 def bytes_down(context: CoordinatorContext, record: Signed[Record]) -> int:

@@ -246,7 +246,7 @@ def _write_summary(
         else {"auc": metrics.auc.value, "low": metrics.auc.low, "high": metrics.auc.high},
         "epsilon": _epsilon(released.release.predicate.epsilon),
         "evaluation_epsilon": _epsilon(released.release.predicate.evaluation_epsilon),
-        "bytes_up": sum(bytes_up(context, o.record.predicate.round) for o in state.outcomes),
+        "bytes_up": sum(bytes_up(context, o.record) for o in state.outcomes),
         "bytes_down": sum(bytes_down(context, o.record) for o in state.outcomes),
         "seconds": round(seconds, 1),
         "model_version": f"{model_name(context.plan)}/{released.version}",

@@ -88,7 +88,7 @@ class Tracker:
             dropped=tuple((site, str(reason)) for site, reason in record.dropped),
             metrics=figures,
             epsilon=reports,
-            bytes_up=bytes_up(context, record.round),
+            bytes_up=bytes_up(context, outcome.record),
             bytes_down=bytes_down(context, outcome.record),
             seconds=outcome.seconds,
             model=outcome.opening.predicate.model,
