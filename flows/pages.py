@@ -18,7 +18,6 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.utilities.urls import url_for
 
-from schemas.messages import EpsilonReport
 from schemas.plan import StudyPlan
 from tasks.tracking.names import round_name, study_name
 from tasks.tracking.rounds import RoundFacts
@@ -82,13 +81,14 @@ def tabulate_sites(plan: StudyPlan, facts: RoundFacts, codes: Mapping[str, str])
         reason = dropped.get(site.name, "not asked")
         code = f" ({codes[site.name]})" if site.name in codes else ""
         report = reports.get(site.name)
+        untold = "unknown" if site.name in facts.unaccounted else "0"
         rows.append(
             {
                 "site": site.name,
                 "in the sum": "yes" if site.name in facts.participants else f"no: {reason}{code}",
                 "data contract": facts.verdicts.get(site.name, "none"),
-                "ε under collusion": report.collusion if report is not None else "0",
-                "ε against outsiders": report.outsider if report is not None else "0",
+                "ε under collusion": report.collusion if report is not None else untold,
+                "ε against outsiders": report.outsider if report is not None else untold,
                 "limit": plan.budget.epsilon,
             }
         )
@@ -190,6 +190,7 @@ def tabulate_budget(plan: StudyPlan, rounds: Iterable[RoundFacts]) -> list[dict[
     spent: dict[str, dict[str, str]] = {"train": {}, "evaluate": {}}
     for facts in sorted(rounds, key=lambda facts: facts.round):
         spent[facts.kind] |= {report.site: report.collusion for report in facts.epsilon}
+        spent[facts.kind] |= dict.fromkeys(facts.unaccounted, "unknown")
     return [
         {
             "site": site.name,
@@ -247,12 +248,9 @@ def _sites(facts: RoundFacts, codes: Mapping[str, str]) -> str:
     epsilon = {report.site: report for report in facts.epsilon}
     said = dict.fromkeys(facts.participants, "yes")
     said |= {site: f"no: {reason}" + (f" ({codes[site]})" if site in codes else "") for site, reason in facts.dropped}
-    rows = [f"| {site} | {word} | {_reading(epsilon.get(site))} |" for site, word in sorted(said.items())]
-    return "\n".join(rows)
-
-
-def _reading(report: EpsilonReport | None) -> str:
-    return f"{report.collusion} | {report.outsider}" if report is not None else "0 | 0"
+    figures = {site: "unknown | unknown" if site in facts.unaccounted else "0 | 0" for site in said}
+    figures |= {site: f"{report.collusion} | {report.outsider}" for site, report in epsilon.items()}
+    return "\n".join(f"| {site} | {word} | {figures[site]} |" for site, word in sorted(said.items()))
 
 
 def _row(facts: RoundFacts) -> str:

@@ -63,6 +63,11 @@ class RoundFacts:
     flow_run: str = ""
     verdicts: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def unaccounted(self) -> frozenset[str]:
+        """Sites in the opened sum whose cost nobody can tell: their published ledger does not verify."""
+        return frozenset(self.participants) - {report.site for report in self.epsilon}
+
 
 def derive_round_metrics(
     plan: StudyPlan, before: ModelState, after: ModelState, opened: NDArray[np.int64]

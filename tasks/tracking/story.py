@@ -115,13 +115,16 @@ def _participants(plan: StudyPlan, rounds: Sequence[RoundFacts]) -> str:
     """Returns one row per site: rounds in the sum, drop-outs, data contract, cumulative epsilon."""
     if not rounds:
         return ""
-    epsilon = {r.site: r for facts in rounds if facts.kind == "train" for r in facts.epsilon}
+    trained = [facts for facts in rounds if facts.kind == "train"]
+    epsilon = {r.site: r for facts in trained for r in facts.epsilon}
+    untold = {site for facts in trained for site in facts.unaccounted}
     verdicts = {site: verdict for facts in rounds for site, verdict in facts.verdicts.items()}
     rows = []
     for site in plan.contributors:
         inside = sum(site.name in facts.participants for facts in rounds)
         cost = epsilon.get(site.name)
         figure = f"{cost.collusion} of {plan.budget.epsilon}" if cost is not None else "0"
+        figure = "unknown" if site.name in untold else figure
         rows.append(
             f"| {site.name} | {site.declared_patients} | {inside} of {len(rounds)} | {verdicts.get(site.name, 'none')} "
             f"| {figure} |"

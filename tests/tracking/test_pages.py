@@ -5,7 +5,16 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from flows.pages import StudyPage, current_run_url, describe_round, describe_study, show_round
+from flows.pages import (
+    StudyPage,
+    current_run_url,
+    describe_round,
+    describe_study,
+    show_round,
+    tabulate_budget,
+    tabulate_sites,
+)
+from tasks.tracking.story import Story, tell_story
 from tests.tracking.studies import make_plan, train_facts
 
 
@@ -24,6 +33,17 @@ def test_a_site_that_was_charged_nothing_is_shown_with_nothing() -> None:
     facts = train_facts(plan)[0]
     text = describe_round(plan, replace(facts, epsilon=facts.epsilon[:3]), {})
     assert "| west | no: silent | 0 | 0 |" in text
+
+
+def test_a_site_in_the_sum_whose_ledger_does_not_verify_is_not_shown_with_nothing() -> None:
+    plan = make_plan()
+    facts = train_facts(plan)[0]
+    facts = replace(facts, epsilon=facts.epsilon[1:])
+    assert "| east | yes | unknown | unknown |" in describe_round(plan, facts, {})
+    first = tabulate_sites(plan, facts, {})[0]
+    assert (first["site"], first["ε under collusion"], first["ε against outsiders"]) == ("east", "unknown", "unknown")
+    assert tabulate_budget(plan, [train_facts(plan)[0], facts])[0]["ε of training patients"] == "unknown"
+    assert "| east | 100 | 1 of 1 | none | unknown |" in tell_story(plan, Story("", [facts]))
 
 
 def test_an_evaluation_shows_its_interval() -> None:
