@@ -87,12 +87,14 @@ class SiteContext(Generic[Plan_co]):
     def publish_ledger(self) -> LogPosition:
         """Sends the ledger entries that were not sent before, as one slice; returns the ledger's position.
 
+        Once this site has closed the study's log with a checkpoint, later entries are about other studies and stay here.
         Entries hold events and digests, no counts and no values; they are on the allow-list of what may leave.
         """
         position = self.ledger.position()
         entries = self.ledger.entries()
         sent = self._sent_entries()
-        if position.size > sent:
+        checkpoint = ledger_key(self.study, self.name, False, "checkpoint.json")
+        if position.size > sent and self.outbox.stored(checkpoint) is None:
             key = ledger_key(self.study, self.name, False, f"entries-{sent:06d}.jsonl")
             self.outbox.decide(key, lambda: b"".join(entry + b"\n" for entry in entries[sent : position.size]))
         for key in self._slices():

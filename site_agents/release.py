@@ -29,9 +29,9 @@ class SiteClosing:
     def publish_checkpoint(self) -> None:
         """Publishes the rest of this site's ledger and a signed checkpoint over it."""
         key = ledger_key(self.plan.study, self.context.name, False, "checkpoint.json")
-        if self.context.outbox.stored(key) is None:
-            self.context.publish_ledger()
-        self.context.outbox.answer(key, lambda: self.context.ledger.sign_checkpoint(self.plan.study))
+        position = self.context.publish_ledger()
+        # Of what was published: another study of this site may have entered something since.
+        self.context.outbox.answer(key, lambda: self.context.ledger.sign_checkpoint(self.plan.study, position))
 
     @property
     def closed(self) -> bool:

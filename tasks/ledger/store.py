@@ -195,9 +195,10 @@ class LedgerStore:
         """Returns the RFC 6962 proof that the log of `old_size` entries is a prefix of the present one."""
         return self._read().tree.prove_consistency(old_size)
 
-    def sign_checkpoint(self, study: str) -> bytes:
-        """Signs the present position for `study` and returns the envelope bytes."""
-        return sign_envelope(Checkpoint(owner=self.owner, position=self.position()), study, self.signing_key)
+    def sign_checkpoint(self, study: str, position: LogPosition | None = None) -> bytes:
+        """Signs a position of this log, by default the present one, for `study` and returns the envelope bytes."""
+        checkpoint = Checkpoint(owner=self.owner, position=position or self.position())
+        return sign_envelope(checkpoint, study, self.signing_key)
 
     def verify(self, checkpoint: Checkpoint | None = None) -> LogReport:
         """Reads the whole file again and verifies it, also against a checkpoint that was published before.
