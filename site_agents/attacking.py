@@ -44,7 +44,8 @@ def attack_released_model(
         progress: Called with the name of each step before it runs.
 
     Raises:
-        OperationError: `no-ledger`, `release-not-verified`, `no-such-study`, `attack-too-small`.
+        OperationError: `no-ledger`, `release-not-verified`, `no-such-study`, `not-charged`,
+            `attack-too-small`.
         PeerError: store and signed release disagree; names the coordinator.
         PlanError: `attack-not-a-member`, `model-not-allowed`.
         SiteDataError: the table breaks the contract or cannot be read; `attack-no-held-out`.
@@ -158,4 +159,14 @@ def _rounds_in(store: Store, plan: StudyPlan, given: ModelRelease, site: str) ->
 
 
 def _epsilon_of(given: ModelRelease, site: str) -> float:
-    return next(float(report.collusion) for report in given.epsilon if report.site == site)
+    """Returns what the release says this site's patients were charged.
+
+    Raises:
+        OperationError: `not-charged`.
+    """
+    for report in given.epsilon:
+        if report.site == site:
+            return float(report.collusion)
+    raise OperationError(
+        "not-charged", f"The release states no epsilon for {site}.", "Ask the coordinator why: the audit names it too."
+    )

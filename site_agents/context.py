@@ -87,7 +87,7 @@ class SiteContext(Generic[Plan_co]):
     def publish_ledger(self) -> LogPosition:
         """Sends the ledger entries that were not sent before, as one slice; returns the ledger's position.
 
-        Once this site has closed the study's log with a checkpoint, later entries are about other studies and stay here.
+        Once this site has closed the study's log with a checkpoint, later entries are other studies' and stay here.
         Entries hold events and digests, no counts and no values; they are on the allow-list of what may leave.
         """
         position = self.ledger.position()
