@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 
 from prefect import flow
 
 from flows.ceremony_steps import enter_ceremony, sign_ceremony_instruction
 from flows.context import CoordinatorContext
-from flows.departures import verify_holders_remain
+from flows.departures import verify_ceremonies_complete, verify_holders_remain
 from flows.tasks import deciding, waiting
 from flows.waiting import SiteRuns
-from schemas.errors import OperationError
+from schemas.errors import OperationError, PeerError
 from schemas.layout import ceremony_key
 from schemas.plan import Agreement
 from tasks.ceremonies import ALL_PHASES, is_complete, missing_messages
 from tasks.secure_sum.epoch import EpochPublic
 
 MAXIMUM_EPOCHS = 999
+
+_log = logging.getLogger("consilium.coordinator")
 
 
 async def run_ceremony(context: CoordinatorContext[Agreement], after: int = 0) -> EpochPublic:
@@ -29,7 +32,7 @@ async def run_ceremony(context: CoordinatorContext[Agreement], after: int = 0) -
 
     Raises:
         OperationError: `ceremony-incomplete`, naming the missing key holders and how their runs ended.
-        TooFewRemain: `holder-left`.
+        TooFewRemain: `holder-left`, `ceremonies-keep-breaking`.
         PeerError: naming the holder whose part does not verify.
     """
 
@@ -37,16 +40,30 @@ async def run_ceremony(context: CoordinatorContext[Agreement], after: int = 0) -
     async def ceremony_flow(epoch: int) -> EpochPublic:
         """Lets the key holders make a key that none of them, and nobody else, ever holds."""
         verify_holders_remain(context)
+        verify_ceremonies_complete(context, epoch)
         runs = SiteRuns(context, "site-ceremony", epoch, f"epoch {epoch}", {"study": context.study, "epoch": epoch})
         await open_epoch(context, epoch)
         await ask_holders(context, runs)
         await follow_phases(context, epoch, runs)
         return await verify_transcript(context, epoch)
 
-    newest = _newest_opened(context)
-    if newest > after and is_complete(context.store, context.plan, newest):
+    found = find_ceremony(context, after)
+    return found if found is not None else await ceremony_flow(max(newest_begun(context), after) + 1)
+
+
+def find_ceremony(context: CoordinatorContext[Agreement], after: int = 0) -> EpochPublic | None:
+    """Returns the public side of the newest epoch, entered into the study log; None if another ceremony is due.
+
+    That is so if the epoch is not above `after`, broke off, or does not verify: then it is as good as broken off.
+    """
+    newest = newest_begun(context)
+    if newest <= after or not is_complete(context.store, context.plan, newest):
+        return None
+    try:
         return enter_ceremony(context, newest)
-    return await ceremony_flow(max(newest, after) + 1)
+    except PeerError as error:
+        _log.warning("epoch %d does not verify (%s, %s)", newest, error.peer, error.code)
+        return None
 
 
 @deciding("open-epoch")
@@ -96,7 +113,8 @@ async def verify_transcript(context: CoordinatorContext[Agreement], epoch: int) 
     return enter_ceremony(context, epoch)
 
 
-def _newest_opened(context: CoordinatorContext[Agreement]) -> int:
+def newest_begun(context: CoordinatorContext[Agreement]) -> int:
+    """Returns the number of the newest epoch whose ceremony was begun; 0 before the first."""
     epoch = 0
     while epoch < MAXIMUM_EPOCHS and context.store.exists(
         ceremony_key(context.study, epoch + 1, None, "instruction.json")

@@ -10,9 +10,17 @@ from flows.figures import read_published
 from flows.opening_steps import OpeningSteps
 from flows.round_steps import EpochLost, SumSteps
 from schemas.errors import EvidenceError, OperationError, PeerError
-from schemas.ledger import NO_STUDY, LedgerEntry, Refused
+from schemas.ledger import NO_STUDY, KeyCeremony, LedgerEntry, Refused
 from schemas.plan import Agreement
-from tasks.rounds import MAXIMUM_REQUESTS, read_instruction, read_opening, read_record, read_request
+from tasks.ceremonies import ALL_PHASES, missing_messages, read_public_epoch
+from tasks.rounds import (
+    MAXIMUM_REQUESTS,
+    is_anything_opened,
+    read_instruction,
+    read_opening,
+    read_record,
+    read_request,
+)
 
 _REMEDY = "Make a new plan without them; what was opened so far is released."
 
@@ -99,6 +107,35 @@ def verify_rounds_live(context: CoordinatorContext[Agreement], round_: int, epoc
             f"{', '.join(sorted(said)) or 'unnamed hospitals'}.",
             "Find out why with these hospitals; options.dead_rounds_in_a_row (config.json) allows more.",
         )
+
+
+def verify_ceremonies_complete(context: CoordinatorContext[Agreement], epoch: int) -> None:
+    """Refuses to begin `epoch` when too many ceremonies before it broke off, and something can be released.
+
+    Before anything was opened there is nothing to end with: it goes on being tried.
+
+    Raises:
+        TooFewRemain: `ceremonies-keep-breaking`, naming whom the last one waited for.
+    """
+    entered = [entry.body for entry in context.log.find(context.study, "key-ceremony")]
+    broken = epoch - 1 - max((body.epoch for body in entered if isinstance(body, KeyCeremony)), default=0)
+    if broken >= context.options.broken_ceremonies_in_a_row and is_anything_opened(context.store, context.plan):
+        raise TooFewRemain(
+            "ceremonies-keep-breaking",
+            f"Key ceremonies broke off, in a row: {broken}; the last one for want of {_broken_by(context, epoch - 1)}.",
+            "Find out why with these hospitals; options.broken_ceremonies_in_a_row (config.json) allows more.",
+        )
+
+
+def _broken_by(context: CoordinatorContext[Agreement], epoch: int) -> str:
+    for phase in ALL_PHASES:
+        if missing := missing_messages(context.store, context.plan, epoch, phase):
+            return ", ".join(missing)
+    try:
+        read_public_epoch(context.store, context.plan, epoch)
+    except PeerError as error:
+        return error.peer
+    return "nobody in time"
 
 
 def _published(context: CoordinatorContext[Agreement]) -> dict[str, tuple[tuple[str, LedgerEntry], ...]]:

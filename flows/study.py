@@ -12,7 +12,7 @@ from prefect import flow, tags
 from prefect.utilities.annotations import quote
 
 from flows.behind import Behind, behind_the_rounds, beside
-from flows.ceremony import run_ceremony
+from flows.ceremony import find_ceremony, newest_begun, run_ceremony
 from flows.ceremony_steps import enter_ceremony
 from flows.context import CoordinatorContext
 from flows.departures import TooFewRemain, verify_rounds_live
@@ -29,11 +29,12 @@ from schemas.errors import BudgetError
 from schemas.messages import EpsilonReport, ModelRelease
 from tasks.lineage import Lineage, first_lineage
 from tasks.metrics import EvaluationMetrics
-from tasks.rounds import read_instruction, read_opening
+from tasks.rounds import is_anything_opened, read_instruction, read_opening
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.tracking.names import study_name
 from tasks.tracking.vocabulary import model_name
 
+_TRAINING_LOST = "the last training rounds were lost with their key ceremony"
 _EVALUATION_LOST = "the evaluation was lost with key shares"
 
 
@@ -42,12 +43,15 @@ class StudyState:
     """Where a study stands; everything in it is recomputed from the store when it runs again.
 
     Attributes:
+        public: The newest key; None if its ceremony broke off, until a round has to be asked.
+        begun: The newest epoch when this run began, complete or not.
         closed: The release, if an earlier run has signed it: nothing is asked any more, whatever arrives late.
     """
 
-    public: EpochPublic
+    public: EpochPublic | None
     lineage: Lineage
     behind: Behind
+    begun: int = 0
     closed: ModelRelease | None = None
     rounds: int = 0
     evaluation: RoundOutcome | None = None
@@ -56,6 +60,11 @@ class StudyState:
     outcomes: list[RoundOutcome] = field(default_factory=list)
     epochs: dict[int, EpochPublic] = field(default_factory=dict)
     recording: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch that was begun: no round under an older key is opened any more."""
+        return self.begun if self.public is None else max(self.begun, self.public.epoch)
 
 
 async def run_study(context: CoordinatorContext) -> Released:
@@ -73,10 +82,11 @@ async def run_study(context: CoordinatorContext) -> Released:
         context.progress.emit(
             "study-started", study=context.study, rounds=plan.mechanism.rounds, sites=[s.name for s in plan.sites]
         )
+        closed = read_release(context)
         # MLflow takes seconds to open its database: meanwhile the key holders are at work.
-        tracker, public = await asyncio.gather(open_tracking(context), run_ceremony(context))
+        tracker, public = await asyncio.gather(open_tracking(context), _key_at_hand(context, closed))
         async with behind_the_rounds() as behind:
-            state = StudyState(public, first_lineage(plan), behind, closed=read_release(context))
+            state = StudyState(public, first_lineage(plan), behind, newest_begun(context), closed)
             await train(context, state, tracker)
             metrics = await evaluate(context, state, tracker)
         released = await run_release(context, tracker, state.lineage, state.rounds, state.evaluation, state.reason)
@@ -98,7 +108,7 @@ async def train(context: CoordinatorContext, state: StudyState, tracker: Tracker
             try:
                 outcome = await _next_round(context, state, tracker, round_, "train")
             except EpochLost:
-                state.public = await state.behind.watch(run_ceremony(context, after=state.public.epoch))
+                await _hold_ceremony(context, state)
                 continue
         except BudgetExhausted as error:
             if state.rounds == 0:
@@ -120,7 +130,7 @@ async def evaluate(context: CoordinatorContext, state: StudyState, tracker: Trac
         if state.closed.evaluation is None:
             return None
     if state.rounds < context.plan.mechanism.rounds and not state.reason:
-        state.reason = "the last training rounds were lost with their key ceremony"
+        state.reason = _TRAINING_LOST
     if state.deserted:  # asking would charge those who remain for a sum that nobody can open
         return None
     round_ = context.plan.mechanism.rounds + 1
@@ -130,7 +140,8 @@ async def evaluate(context: CoordinatorContext, state: StudyState, tracker: Trac
     try:
         outcome = await _next_round(context, state, tracker, round_, "evaluate")
     except (BudgetExhausted, TooFewRemain) as error:
-        state.reason = state.reason or error.message
+        says_who = state.reason == _TRAINING_LOST and isinstance(error, TooFewRemain)
+        state.reason = error.message if says_who else state.reason or error.message
         return None
     except EpochLost:  # nothing is opened after it: no ceremony follows
         state.reason = state.reason or _EVALUATION_LOST
@@ -150,8 +161,8 @@ async def _next_round(
 
     Raises:
         EpochLost: it died with its key ceremony.
-        TooFewRemain: `rounds-keep-dying`.
-        OperationError: as `run_round`.
+        TooFewRemain: `rounds-keep-dying`, and those of `run_ceremony`.
+        OperationError: as `run_round` and `run_ceremony`.
     """
     before = state.lineage
     public = public_of_opened(context, state, round_)
@@ -163,10 +174,7 @@ async def _next_round(
         await asyncio.sleep(0)  # a long study can be stopped here
         return outcome
     if public is None:
-        verify_rounds_live(context, round_, state.public.epoch)
-        if _rounds_in_epoch(context, state.public.epoch, round_) >= context.plan.rounds_per_epoch:
-            state.public = await state.behind.watch(run_ceremony(context, after=state.public.epoch))
-        public = state.public
+        public = await _key_to_ask(context, state, round_)
     context.progress.emit("round-started", round=round_, kind=kind)
 
     async def record_outcome(outcome: RoundOutcome) -> None:
@@ -177,6 +185,29 @@ async def _next_round(
     outcome = await run_round(context, public, before, round_, kind, record_outcome, state.behind)
     state.outcomes.append(outcome)
     return outcome
+
+
+async def _key_at_hand(context: CoordinatorContext, closed: ModelRelease | None) -> EpochPublic | None:
+    """Returns the newest key; holds the first ceremony, since a round has to be asked where none was opened."""
+    if closed is not None:
+        return None
+    if not is_anything_opened(context.store, context.plan):
+        return await run_ceremony(context)
+    return find_ceremony(context)
+
+
+async def _key_to_ask(context: CoordinatorContext, state: StudyState, round_: int) -> EpochPublic:
+    verify_rounds_live(context, round_, state.epoch)
+    public = state.public
+    if public is None or _rounds_in_epoch(context, public.epoch, round_) >= context.plan.rounds_per_epoch:
+        return await _hold_ceremony(context, state)
+    return public
+
+
+async def _hold_ceremony(context: CoordinatorContext, state: StudyState) -> EpochPublic:
+    after = 0 if state.public is None else state.public.epoch
+    state.public = await state.behind.watch(run_ceremony(context, after))
+    return state.public
 
 
 @recording("open-tracking")
@@ -201,7 +232,7 @@ def _is_dead(context: CoordinatorContext, state: StudyState, round_: int) -> boo
     instruction = read_instruction(context.store, context.plan, round_, 1)
     if instruction is None or read_opening(context.store, context.plan, round_) is not None:
         return False
-    return instruction.predicate.epoch < state.public.epoch
+    return instruction.predicate.epoch < state.epoch
 
 
 def public_of_opened(context: CoordinatorContext, state: StudyState, round_: int) -> EpochPublic | None:
@@ -211,7 +242,8 @@ def public_of_opened(context: CoordinatorContext, state: StudyState, round_: int
         return None
     epoch = instruction.predicate.epoch
     if epoch not in state.epochs:
-        state.epochs[epoch] = state.public if epoch == state.public.epoch else enter_ceremony(context, epoch)
+        newest = state.public
+        state.epochs[epoch] = newest if newest and newest.epoch == epoch else enter_ceremony(context, epoch)
     return state.epochs[epoch]
 
 

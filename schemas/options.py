@@ -22,6 +22,8 @@ class RunOptions(Settings):
             run; and for a last checkpoint before witnessing the others.
         attempt_pause_seconds: Wait before a round that too many sites declined is asked again; doubled each time.
         dead_rounds_in_a_row: Rounds that may die one after another, with their key, before the study stops.
+        broken_ceremonies_in_a_row: Key ceremonies that may break off one after another before a study that has opened
+            something ends with it; three days of them on the usual schedule: a holder may be away for a weekend.
         bulk_processes: Over how many processes a participant spreads its work on bulk ciphertexts.
     """
 
@@ -36,6 +38,7 @@ class RunOptions(Settings):
     attempt_pause_seconds: float = Field(default=60, gt=0)
     dispatch_attempts: int = Field(default=20, ge=1)
     dead_rounds_in_a_row: int = Field(default=3, ge=1)
+    broken_ceremonies_in_a_row: int = Field(default=300, ge=1)
     bulk_processes: int = Field(default=1, ge=1)
 
     def pause_seconds(self, waited_seconds: float) -> float:

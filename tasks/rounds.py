@@ -35,6 +35,16 @@ def read_instruction(store: Store, plan: Agreement, round_: int, attempt: int) -
     return read_signed(store, key, Instruction, plan.study, plan.coordinator.identity_key, plan.coordinator.name)
 
 
+def is_anything_opened(store: Store, plan: Agreement) -> bool:
+    """Tells whether any round was opened; rounds are asked one after another."""
+    round_ = 1
+    while store.exists(attempt_key(plan.study, round_, 1, None, "instruction.json")):
+        if store.exists(round_key(plan.study, round_, None, "opening.json")):
+            return True
+        round_ += 1
+    return False
+
+
 def read_contribution(
     store: Store, plan: Agreement, site: str, instruction: Signed[Instruction]
 ) -> Signed[Contribution] | None:

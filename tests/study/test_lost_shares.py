@@ -68,7 +68,7 @@ def test_a_study_that_is_resumed_after_a_second_ceremony_reads_its_rounds_under_
     assert public_of_opened(consortium.coordinator, state, 2) is None
     found = public_of_opened(consortium.coordinator, state, 1)
     assert found is not None
-    assert (found.epoch, state.public.epoch) == (1, 2)
+    assert (found.epoch, state.epoch) == (1, 2)
     replayed = replay_round(consortium.coordinator, found, before, 1, "train")
     assert replayed.opening.digest == outcome.opening.digest
     assert state_digest(replayed.lineage.state) == state_digest(outcome.lineage.state)

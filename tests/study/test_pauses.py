@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from flows.attempts import choose_attempt
-from flows.departures import TooFewRemain, verify_enough_remain, verify_holders_remain
+from flows.ceremony import find_ceremony
+from flows.ceremony_steps import sign_ceremony_instruction
+from flows.departures import TooFewRemain, verify_ceremonies_complete, verify_enough_remain, verify_holders_remain
 from flows.opening_steps import OpeningSteps
 from flows.round_steps import Answers, EpochLost, RoundSteps
 from infra.approving import leave, set_paused
 from infra.embedded import EmbeddedConsortium, Faults, contribute
-from schemas.errors import OperationError, SiteDataError
-from schemas.layout import attempt_key
+from schemas.errors import OperationError, PeerError, SiteDataError
+from schemas.layout import attempt_key, ceremony_key
+from site_agents.ceremony import STEPS, SiteCeremony
 from site_agents.certifying import Certifying
 from site_agents.round import SiteRound
 from tasks.audit.keys import read_public_keys
@@ -146,6 +149,37 @@ def test_a_study_whose_quorum_left_is_over_and_says_who(prepared: Prepared) -> N
     leave(prepared.workdir.site(holders[-1]), prepared.plan.study)
     with pytest.raises(TooFewRemain, match=f"Too few hospitals remain: .*{holders[-1]} left the study"):
         verify_enough_remain(consortium.coordinator)
+
+
+def test_a_study_that_ends_in_a_ceremony_that_broke_off_leaves_evidence_that_verifies(prepared: Prepared) -> None:
+    consortium = open_consortium(prepared)
+    consortium.run_round(consortium.finished_ceremony(), 1)
+    sign_ceremony_instruction(consortium.coordinator, 2)
+    for site in names(prepared)[1:]:
+        party = SiteCeremony(consortium.sites[site], 2)
+        party.verify()
+        STEPS[0][2](party)
+    leave(prepared.workdir.site(names(prepared)[0]), prepared.plan.study)
+    evidence = consortium.release(1, None, "a holder left in the second ceremony")
+    report = verify_evidence(evidence, read_public_keys(prepared.keys))
+    assert [result for result in report.results if result.status == "failed"] == []
+    assert report.passed
+
+
+def test_a_ceremony_that_does_not_verify_counts_as_broken_off_and_names_whose_part_it_is(prepared: Prepared) -> None:
+    change_settings(prepared.workdir.coordinator, options={"broken_ceremonies_in_a_row": 1})
+    consortium = open_consortium(prepared)
+    coordinator, study = consortium.coordinator, prepared.plan.study
+    consortium.run_round(consortium.finished_ceremony(), 1)
+    verify_ceremonies_complete(coordinator, 2)
+    forged = names(prepared)[-1]
+    consortium.sites[forged].store.put(ceremony_key(study, 2, forged, "transcript.json"), b"{}")
+    with pytest.raises(PeerError, match="already holds other bytes"):
+        consortium.run_ceremony(2)
+    assert find_ceremony(coordinator) is None
+    with pytest.raises(TooFewRemain, match=f"in a row: 1; .* for want of {forged}") as caught:
+        verify_ceremonies_complete(coordinator, 3)
+    assert caught.value.code == "ceremonies-keep-breaking"
 
 
 def test_a_lost_share_beside_a_departure_ends_the_study_instead_of_asking_for_ever(prepared: Prepared) -> None:
