@@ -161,6 +161,20 @@ def verify_enough_remain(context: CoordinatorContext[Agreement]) -> None:
         raise TooFewRemain("sites-left", f"Too few hospitals remain: {names} left the study.", _REMEDY)
 
 
+def verify_round_survives(steps: SumSteps) -> None:
+    """Refuses to try a round again that can no longer be opened because too many sites left.
+
+    What a holder signed or shared before it left counts, as with those that lost their share.
+
+    Raises:
+        TooFewRemain: `sites-left`.
+    """
+    remain = set(steps.public.signing_keys) - sites_that_left(steps.context)
+    decided = read_record(steps.context.store, steps.plan, steps.round) is not None
+    if not (decided and _can_open(steps, remain)):
+        verify_enough_remain(steps.context)
+
+
 def verify_holders_remain(context: CoordinatorContext[Agreement]) -> None:
     """Refuses a key ceremony that cannot complete: every key holder takes part in it.
 

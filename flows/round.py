@@ -16,7 +16,7 @@ from prefect import flow
 from flows.attempts import choose_attempt
 from flows.behind import Behind
 from flows.context import CoordinatorContext
-from flows.departures import verify_enough_remain, verify_shares_remain
+from flows.departures import verify_round_survives, verify_shares_remain
 from flows.notices import SITE_SILENT, notify, site_resource
 from flows.opening_steps import OpeningSteps
 from flows.round_steps import Answers, RoundOutcome, RoundSteps, SumSteps
@@ -137,7 +137,7 @@ def verify_can_go_on(steps: SumSteps) -> None:
         TooFewRemain: `sites-left`.
         EpochLost: too many key holders lost their share.
     """
-    verify_enough_remain(steps.context)
+    verify_round_survives(steps)
     verify_shares_remain(steps)
 
 

@@ -17,6 +17,7 @@ from flows.round import replay_round, verify_can_go_on
 from flows.round_steps import Answers, EpochLost, RoundSteps
 from flows.study import StudyState, evaluate, public_of_opened, train
 from flows.tracking import Tracker
+from infra.approving import leave
 from infra.embedded import EmbeddedConsortium, contribute, open_by_active_sets
 from schemas.errors import OperationError
 from schemas.ledger import NO_STUDY, Refused
@@ -134,6 +135,38 @@ def test_what_a_holder_signed_before_it_lost_its_share_counts(prepared: Prepared
     open_by_active_sets(opening, late, instruction, opening.complete_record(instruction), ())
     assert before.opening is None
     assert steps.recompute()[1].opening is not None
+
+
+@pytest.mark.parametrize("stage", ["proposed", "certified", "shared"])
+def test_what_a_holder_signed_or_shared_before_it_left_counts(prepared: Prepared, stage: str) -> None:
+    consortium = open_consortium(prepared)
+    public = consortium.finished_ceremony()
+    consortium.run_round(public, 1)
+    after_first = consortium.lineage
+    steps = RoundSteps(consortium.coordinator, public, after_first, 2, "train")
+    bring_to(consortium, steps, "proposed" if stage == "proposed" else "certified")
+    numbers, names = prepared.plan.threshold, [site.name for site in prepared.plan.key_holders]
+    gone, opening = names[: len(names) - numbers.certificate_quorum + 1], OpeningSteps(steps)
+    if stage == "shared":
+        gone, record = names[: numbers.t], opening.complete_record(steps.issue())
+        opening.request(record, 1, opening.read_signatures(record), set())
+        assert all(Certifying(SiteRound(consortium.sites[site], 2, 1)).share() for site in gone)
+    for site in gone:
+        leave(prepared.workdir.site(site), prepared.plan.study)
+    consortium = open_consortium(prepared)
+    steps = RoundSteps(consortium.coordinator, public, after_first, 2, "train")
+    over = f"Too few hospitals remain: {', '.join(gone)} left"
+    if stage == "proposed":
+        with pytest.raises(TooFewRemain, match=over):
+            verify_can_go_on(steps)
+        return
+    verify_can_go_on(steps)
+    there = {site: Certifying(SiteRound(consortium.sites[site], 2, 1)) for site in names if site not in gone}
+    opening, instruction = OpeningSteps(steps), steps.issue()
+    open_by_active_sets(opening, there, instruction, opening.complete_record(instruction), ())
+    assert steps.recompute()[1].opening is not None
+    with pytest.raises(TooFewRemain, match=over):
+        verify_can_go_on(RoundSteps(consortium.coordinator, public, after_first, 3, "evaluate"))
 
 
 def test_a_share_that_was_said_to_be_lost_is_given_up_though_it_is_found(prepared: Prepared) -> None:
