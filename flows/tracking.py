@@ -40,6 +40,7 @@ class Tracker:
         self.recorded = recorded_rounds(self._target, self._run)
         self._history: dict[int, EpsilonAtRound] = {}
         self._rounds: dict[int, RoundFacts] = {}
+        self._told: set[int] = set()
 
     def recall(self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> None:
         """Takes in a round of `recorded`, for the summaries of later ones; writes nothing."""
@@ -49,27 +50,32 @@ class Tracker:
 
     def round(self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> RoundFacts:
         """Records an opened round; returns what it may tell."""
-        context, plan = self._context, self._context.plan
+        plan = self._context.plan
         facts = self._facts(outcome, before, metrics)
-        context.progress.emit(
-            "round-done",
-            round=facts.round,
-            kind=facts.kind,
-            participants=list(facts.participants),
-            dropped=[list(pair) for pair in facts.dropped],
-            seconds=round(sum(outcome.seconds.values()), 3),
-            steps=outcome.seconds,
-            epsilon_collusion={r.site: r.collusion for r in facts.epsilon},
-            epsilon_outsider={r.site: r.outsider for r in facts.epsilon},
-            bytes_up=facts.bytes_up,
-            bytes_down=facts.bytes_down,
-        )
+        if facts.round not in self._told:  # Prefect tries a record once more that a busy database broke off
+            self._tell_done(facts)
         weights = weights_safetensors(plan, outcome.lineage.state) if facts.kind == "train" else None
         record_round(self._target, self._run, plan, facts, weights)
         self._rounds[facts.round] = facts
         so_far = f"Not released yet: {len(self._rounds)} of {plan.mechanism.rounds + 1} rounds so far."
         tell_study(self._target, self._run, plan, Story(so_far, list(self._rounds.values())))
         return facts
+
+    def _tell_done(self, facts: RoundFacts) -> None:
+        self._told.add(facts.round)
+        self._context.progress.emit(
+            "round-done",
+            round=facts.round,
+            kind=facts.kind,
+            participants=list(facts.participants),
+            dropped=[list(pair) for pair in facts.dropped],
+            seconds=round(sum(facts.seconds.values()), 3),
+            steps=facts.seconds,
+            epsilon_collusion={r.site: r.collusion for r in facts.epsilon},
+            epsilon_outsider={r.site: r.outsider for r in facts.epsilon},
+            bytes_up=facts.bytes_up,
+            bytes_down=facts.bytes_down,
+        )
 
     def _facts(self, outcome: RoundOutcome, before: Lineage, metrics: EvaluationMetrics | None) -> RoundFacts:
         context, record = self._context, outcome.record.predicate

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from flows.behind import Behind, behind_the_rounds, beside
+from flows.tracking import Tracker
 from schemas.errors import OperationError
+from tests.simulator import Prepared, change_settings, copy_study, open_consortium
 
 Story = list[str]
 
@@ -153,6 +157,27 @@ def test_what_runs_beside_the_study_returns_fails_and_knows_its_context() -> Non
         return f"{caught.value.code}, {await beside(known.get)}"
 
     assert asyncio.run(study()) == "gone, round 1"
+
+
+def test_a_record_that_is_tried_again_says_once_that_the_round_is_done(
+    study_after_ceremony: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise lost("mlflow-unreachable")
+
+    prepared = copy_study(study_after_ceremony, tmp_path / "study")
+    home = prepared.workdir.coordinator
+    change_settings(home, mlflow_uri=f"sqlite:///{home / 'mlflow.db'}", artifacts=str(home / "mlartifacts"))
+    consortium = open_consortium(prepared)
+    tracker, before = Tracker(consortium.coordinator), consortium.lineage
+    outcome = consortium.run_round(consortium.finished_ceremony(), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.tracking.record_round", busy)
+        with pytest.raises(OperationError, match="not there"):
+            tracker.round(outcome, before, None)
+    assert tracker.round(outcome, before, None).round == 1
+    events = [json.loads(line)["event"] for line in (home / "events.jsonl").read_text().splitlines()]
+    assert events.count("round-done") == 1
 
 
 def test_a_round_that_ends_without_an_opening_is_an_error() -> None:
