@@ -30,7 +30,7 @@ import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import InfrastructureNotFound, ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import InfrastructureNotFound, ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.states import Cancelled
 from prefect.workers.base import BaseVariables, BaseWorker, BaseWorkerResult
 
@@ -175,11 +175,17 @@ class ConsiliumWorker(BaseWorker[SiteJobConfiguration, BaseVariables, SiteResult
         """Leaves out a request: this worker submits to nobody."""
 
     async def stop_withdrawn_runs(self) -> None:
-        """Cancels the threads of runs that somebody cancelled, or declared dead, on the server."""
+        """Cancels the threads of runs that somebody cancelled, declared dead or deleted on the server."""
         for run_id, thread in list(self._threads.items()):
-            state = (await self.client.read_flow_run(run_id)).state
-            if state is not None and (state.is_cancelling() or state.is_final()):
+            if await self._is_withdrawn(run_id):
                 thread.cancel(Cancelled(message="cancelled-on-request"))
+
+    async def _is_withdrawn(self, run_id: UUID) -> bool:
+        try:
+            state = (await self.client.read_flow_run(run_id)).state
+        except ObjectNotFound:
+            return True
+        return state is not None and (state.is_cancelling() or state.is_final())
 
     async def finish_runs(self, grace_seconds: float) -> None:
         """Gives running flows `grace_seconds` to end, then cancels them so that none stays `Running` for ever."""
@@ -333,13 +339,14 @@ async def _repeat(
     pause_seconds: Callable[[], float],
     pause: Callable[[float], Awaitable[None]] = anyio.sleep,
 ) -> None:
-    """Calls `work` for ever; a server that is away is asked less often and never given up."""
+    """Calls `work` for ever; a server that is away, or answers nonsense, is asked less often and never given up."""
     failures = 0
     while True:
         try:
             await work()
             failures = 0
-        except (httpx.HTTPError, OSError) as error:
+        # ValueError: an answer that is no JSON, or not what was asked for.
+        except (httpx.HTTPError, OSError, PrefectException, ValueError) as error:
             failures += 1
             if failures in (1, 10) or failures % 100 == 0:
                 _log.warning("the Prefect server does not answer (%s); trying again", _words(error))

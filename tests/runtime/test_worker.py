@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
-from prefect.exceptions import InfrastructureNotFound, PrefectHTTPStatusError
+from prefect.exceptions import InfrastructureNotFound, ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelling, Crashed
+from pydantic import ValidationError
 
 from flows.dispatch import dispatch, dispatch_key, run_state, wait_for_end, wait_for_start
 from infra.prefect_server import PrefectServer
 from schemas.errors import OperationError
 from site_agents.admission import AgentFlow, SiteJobConfiguration
 from site_agents.flow_thread import guard_flow
-from site_agents.worker import ConsiliumWorker, ensure_site_pool, pool_name, run_agent
+from site_agents.worker import ConsiliumWorker, _repeat, ensure_site_pool, pool_name, run_agent
 from tests.runtime.agents import agent_here, everything_the_server_knows
 from tests.runtime.site_process import SECRET_CELL, make_flows
 
@@ -283,6 +285,46 @@ def test_run_cancelled_by_a_person_ends_at_the_site(tmp_path: Path, monkeypatch:
             assert agent.refusals == []
 
     asyncio.run(scenario())
+
+
+def test_a_run_deleted_by_a_person_ends_at_the_site_and_the_agent_serves_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("site_agents.worker._CANCEL_CHECK_SECONDS", 0.2)
+
+    async def scenario() -> None:
+        async with agent_here(_site(), tmp_path) as agent:
+            deleted = await _run(agent.site, "site-sleep")
+            await wait_for_start(deleted, 90.0, 0.05)
+            async with get_client() as client:
+                await client.delete_flow_run(UUID(deleted))
+            state = await wait_for_end(await _run(agent.site, "site-round"), 90.0, 0.05)
+            assert state.type == "COMPLETED"
+            deadline = asyncio.get_running_loop().time() + 90.0
+            while any(thread.name == "flow-site-sleep" for thread in threading.enumerate()):
+                assert asyncio.get_running_loop().time() < deadline, "nobody wakes it: it was told to stop"
+                await asyncio.sleep(0.1)
+            assert agent.refusals == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("error", [ObjectNotFound(ValueError()), ValidationError.from_exception_data("Answer", [])])
+def test_an_answer_that_nobody_expects_does_not_end_the_agent(error: Exception) -> None:
+    calls: list[int] = []
+
+    async def work() -> None:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise error
+
+    async def pause(_: float) -> None:
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(_repeat(work, lambda: 0.0, pause))
+    assert calls == [0, 1, 2]
 
 
 def test_mistyped_site_is_refused_and_makes_no_pool(tmp_path: Path) -> None:
