@@ -41,6 +41,8 @@ OWN = (
     r"POST /api/work_pools/consilium-\1/workers/heartbeat",
 )
 _LARGEST_REQUEST = "256k"
+# An agent's process holds one; more for those that a cut connection left behind, and for a few agents on one machine.
+EVENT_CONNECTIONS = 8
 LOGS = "logs"
 
 
@@ -150,6 +152,7 @@ def render_proxy(folder: Path, users: Path, options: ProxyOptions) -> str:
         shared="\n".join(f'        "~^{request}$" 1;' for request in SHARED),
         own="\n".join(f'        "~^([a-z][a-z0-9-]{{0,30}}) {request}$" 1;' for request in OWN),
         largest=_LARGEST_REQUEST,
+        event_connections=EVENT_CONNECTIONS,
     )
 
 
@@ -194,6 +197,7 @@ http {{
     }}
     # By address: the name in a request is anybody's until the token is verified, and would lock its owner out.
     limit_req_zone $binary_remote_addr zone=clients:1m rate=200r/s;
+    limit_conn_zone $remote_user zone=events:1m;
 
     server {{
         listen {listen} ssl;
@@ -206,19 +210,34 @@ http {{
         auth_basic_user_file {users};
         limit_req zone=clients burst=400 nodelay;
 
+        proxy_http_version 1.1;
+        # The server answers to its own address only: a name could be anybody's.
+        proxy_set_header Host $proxy_host;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection $connection_upgrade;
+        # The token is for this proxy; the server behind it never sees it, but learns whom it has to limit.
+        proxy_set_header Authorization "";
+        proxy_set_header X-Consilium-Site $remote_user;
+        proxy_read_timeout 1h;
+
         location / {{
             if ($refused) {{
                 return 403;
             }}
             proxy_pass {upstream};
-            proxy_http_version 1.1;
-            # The server answers to its own address only: a name could be anybody's.
-            proxy_set_header Host $proxy_host;
-            proxy_set_header Upgrade $http_upgrade;
-            proxy_set_header Connection $connection_upgrade;
-            # The token is for this proxy; the server behind it never sees it.
-            proxy_set_header Authorization "";
-            proxy_read_timeout 1h;
+        }}
+
+        # Connections are counted before a token is looked at: only behind the second step is the name its owner's.
+        location = /api/events/in {{
+            if ($refused) {{
+                return 403;
+            }}
+            try_files /never-there @events;
+        }}
+
+        location @events {{
+            limit_conn events {event_connections};
+            proxy_pass {upstream};
         }}
     }}
 }}

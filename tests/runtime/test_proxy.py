@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 from uuid import uuid4
@@ -22,7 +23,7 @@ from prefect.client.orchestration import get_client
 from flows.dispatch import dispatch, wait_for_end
 from infra.prefect_server import PrefectServer, is_healthy, prefect_client_environment, why_unhealthy
 from infra.processes import find_free_port, start_process
-from infra.proxy.config import ProxyOptions, write_proxy
+from infra.proxy.config import EVENT_CONNECTIONS, ProxyOptions, write_proxy
 from schemas.errors import OperationError
 from site_agents.worker import ensure_site_deployments, ensure_site_pool, run_agent
 from tests.consortium.tls import write_certificate
@@ -194,6 +195,34 @@ def test_no_spelling_of_a_path_slips_through(proxy: Proxy) -> None:
         for method in ("GET", "POST"):
             # 404: nginx itself joined the dots before anything was asked behind it
             assert proxy.ask(method, target, proxy.site) in (400, 403, 404), target
+
+
+def open_events(proxy: Proxy, site: str, token: str | None = None) -> tuple[ssl.SSLSocket, int]:
+    """Opens a connection for events as an agent does; returns it with the status of the answer."""
+    context = ssl.create_default_context(cafile=str(proxy.authority))
+    pair = base64.b64encode(f"{site}:{token or proxy.token(site)}".encode()).decode()
+    lines = ["GET /api/events/in HTTP/1.1", "Host: proxy", f"Authorization: Basic {pair}", "Upgrade: websocket"]
+    lines += ["Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: bm90IGEgc2VjcmV0LCBvaw==", "", ""]
+    plain = socket.create_connection(("127.0.0.1", proxy.port), timeout=20)
+    opened = context.wrap_socket(plain, server_hostname="127.0.0.1")
+    opened.sendall("\r\n".join(lines).encode())
+    return opened, int(opened.recv(1 << 16).split()[1])
+
+
+@needs_nginx
+def test_a_token_opens_a_few_connections_for_events_and_takes_none_from_the_others(proxy: Proxy) -> None:
+    with ExitStack() as stack:
+
+        def status(site: str, token: str | None = None) -> int:
+            opened, answer = open_events(proxy, site, token)
+            stack.enter_context(opened)
+            return answer
+
+        assert [status(proxy.site, "guessed") for _ in range(EVENT_CONNECTIONS)] == [401] * EVENT_CONNECTIONS
+        assert [status(proxy.site) for _ in range(EVENT_CONNECTIONS)] == [101] * EVENT_CONNECTIONS
+        assert status(proxy.site) == 503
+        assert status(proxy.other) == 101
+        assert proxy.ask("GET", "/api/health", proxy.site) == 200
 
 
 @needs_nginx
