@@ -7,15 +7,11 @@ without asking. So a page that its operator happens to read could do it; here su
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from infra.event_intake import App, LimitedEvents, Message, Receive, Send
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
@@ -38,10 +34,10 @@ class OwnPagesOnly:
 
 
 def create_app() -> App:
-    """Makes Prefect's application behind the guard, for uvicorn."""
+    """Makes Prefect's application behind its guards, for uvicorn."""
     from prefect.server.api.server import create_app as create
 
-    return OwnPagesOnly(create())
+    return OwnPagesOnly(LimitedEvents(create()))
 
 
 def _is_own(headers: list[tuple[bytes, bytes]]) -> bool:

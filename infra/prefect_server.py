@@ -27,6 +27,10 @@ Database = Literal["postgresql", "sqlite"]
 _POLL_SECONDS: Final[dict[Database, float]] = {"postgresql": 0.3, "sqlite": 3.0}
 _HEARTBEAT_SECONDS: Final[dict[Database, int]] = {"postgresql": 30, "sqlite": 60}
 
+# Ours have a few kB; so has what Prefect tells of a task run.
+LARGEST_EVENT_BYTES: Final = 64 << 10
+_EVENTS_KEPT: Final = "P2D"
+
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _LOCKED_OUT: Final = "the proxy refuses the token"
 _CERTIFICATE_REFUSED: Final = "its certificate is not trusted here"
@@ -94,6 +98,7 @@ def start_prefect_server(
     # The command of `prefect server start --background` without its questions to a terminal, and closed to other pages.
     command = [sys.executable, "-m", "uvicorn", "--factory", "infra.prefect_app:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(chosen), "--timeout-keep-alive", "30", "--log-level", "warning"]
+    command += ["--ws-max-size", str(4 * LARGEST_EVENT_BYTES)]
     command += ["--timeout-graceful-shutdown", "2"]  # without it a browser page left open keeps the server alive
     process = start_process(
         "the Prefect server",
@@ -191,6 +196,9 @@ def _server_environment(folder: Path, address: str, port: int) -> dict[str, str]
             # Every state of every task run would be a transaction of its own; together they are shown a second later.
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+            # Any hospital can send events; what a round did is told by runs and artifacts, which stay.
+            "PREFECT_SERVER_EVENTS_MAXIMUM_SIZE_BYTES": str(LARGEST_EVENT_BYTES),
+            "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": _EVENTS_KEPT,
             "PREFECT__SERVER_FINAL": "1",
         }
     )
