@@ -47,6 +47,7 @@ system-packages:
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
 
 test-long: $(VENV)/.installed-test
+	@if [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then $(MAKE) system-packages; fi
 	$(BIN)/python -m pytest -m "long" --timeout 7200 $(PYTEST_ARGS)
 
 # More than 100,000 mutated messages; the test command tries a few thousand.
