@@ -1,16 +1,18 @@
-"""Sites that left a study for good or lost their share of its key, by what they published themselves, and whether the
-others can go on."""
+"""Sites that left a study for good or lost their share of its key, by what they published themselves, sums that do not
+open, and whether the others can go on."""
 
 from __future__ import annotations
 
 import contextlib
 
+from flows.active_sets import ActiveSet, choose_active_set
 from flows.context import CoordinatorContext
 from flows.figures import read_published
-from flows.opening_steps import OpeningSteps
-from flows.round_steps import EpochLost, SumSteps
+from flows.opening_steps import OpeningSteps, Shares
+from flows.round_steps import EpochLost, SumSpoiled, SumSteps
 from schemas.errors import EvidenceError, OperationError, PeerError
 from schemas.ledger import NO_STUDY, KeyCeremony, LedgerEntry, Refused
+from schemas.messages import Record
 from schemas.plan import Agreement
 from tasks.ceremonies import ALL_PHASES, missing_messages, read_public_epoch
 from tasks.rounds import (
@@ -19,8 +21,8 @@ from tasks.rounds import (
     read_instruction,
     read_opening,
     read_record,
-    read_request,
 )
+from tasks.storage.mailbox import Signed
 
 _REMEDY = "Make a new plan without them; what was opened so far is released."
 
@@ -68,17 +70,47 @@ def _can_open(steps: SumSteps, left: set[str]) -> bool:
     record = read_record(steps.context.store, steps.plan, steps.round)
     if record is None:
         return len(left) >= numbers.certificate_quorum
-    opening = OpeningSteps(steps)
-    instruction = read_instruction(steps.context.store, steps.plan, steps.round, record.predicate.attempt)
-    for number in range(1, MAXIMUM_REQUESTS + 1):
-        request = read_request(steps.context.store, steps.plan, steps.round, number)
-        if request is None or instruction is None:
-            break
-        given = opening.read_shares(instruction, record, request)
-        if set(request.predicate.active_set) <= left | set(given):
+    for members, given, opens in _asked(steps, record):
+        complete = set(members) <= set(given)
+        if opens or (not complete and set(members) <= left | set(given)):
             return True
-    signed = set(opening.read_signatures(record))
+    signed = set(OpeningSteps(steps).read_signatures(record))
     return len(signed | left) >= numbers.certificate_quorum and len(left) >= numbers.t
+
+
+def _asked(steps: SumSteps, record: Signed[Record]) -> list[tuple[ActiveSet, Shares, bool]]:
+    instruction = read_instruction(steps.context.store, steps.plan, steps.round, record.predicate.attempt)
+    return OpeningSteps(steps).asked(instruction, record) if instruction is not None else []
+
+
+def verify_sets_remain(steps: SumSteps) -> None:
+    """Refuses to ask again for shares of a sum that no active set opens, of all that can be asked.
+
+    Not while so many holders are merely silent that no certificate would come without them: with them there are further
+    sets. Those that lost their share or left are not waited for.
+
+    Raises:
+        SumSpoiled: naming whose contribution is wrong, or who answered with wrong shares; the round is dead.
+    """
+    record = read_record(steps.context.store, steps.plan, steps.round)
+    asked = _asked(steps, record) if record is not None else []
+    failed = [members for members, given, _ in asked if set(members) <= set(given)]
+    if record is None or not failed or any(opens for _, _, opens in asked):
+        return
+    numbers, holders = steps.plan.threshold, set(steps.public.signing_keys)
+    silent = {holder for members, given, _ in asked for holder in members if holder not in given}
+    answering = set(OpeningSteps(steps).read_signatures(record)) - silent
+    gone = holders_that_lost(steps.context, steps.public.sid_star) | sites_that_left(steps.context)
+    another = choose_active_set(answering, numbers.t, failed) is not None and len(asked) < MAXIMUM_REQUESTS
+    if another or len(holders - answering - gone) > len(holders) - numbers.certificate_quorum:
+        return
+    senders = ", ".join(sender for sender, _ in record.predicate.contributions)
+    raise SumSpoiled(
+        "sum-spoiled",
+        f"Round {steps.round} does not open with the shares of any of {len(failed)} active sets: a contribution of one "
+        f"of {senders} does not fit together, or several of {', '.join(sorted(answering))} answer with wrong shares.",
+        "Find out which with these hospitals; what they sent stays charged.",
+    )
 
 
 def verify_rounds_live(context: CoordinatorContext[Agreement], round_: int, epoch: int) -> None:
@@ -88,10 +120,11 @@ def verify_rounds_live(context: CoordinatorContext[Agreement], round_: int, epoc
         epoch: The present one.
 
     Raises:
-        TooFewRemain: `rounds-keep-dying`, naming the holders that said they lost their share.
+        TooFewRemain: `rounds-keep-dying`, naming the holders that said they lost their share, or who contributed.
     """
     dead: list[int] = []
     said: set[str] = set()
+    senders: list[set[str]] = []
     for number in range(round_ - 1, 0, -1):
         asked = read_instruction(context.store, context.plan, number, 1)
         opened = read_opening(context.store, context.plan, number) is not None
@@ -99,12 +132,14 @@ def verify_rounds_live(context: CoordinatorContext[Agreement], round_: int, epoc
             break
         dead.append(number)
         said |= holders_that_lost(context, asked.predicate.sid_star)
+        record = read_record(context.store, context.plan, number)
+        senders += [{sender for sender, _ in record.predicate.contributions}] if record is not None else []
     limit = context.options.dead_rounds_in_a_row
     if len(dead) >= limit and read_instruction(context.store, context.plan, round_, 1) is None:
+        why = f"key shares were lost at {', '.join(sorted(said))}" if said else _spoiled(senders)
         raise TooFewRemain(
             "rounds-keep-dying",
-            f"The last {len(dead)} rounds died, charged and not opened; key shares were lost at "
-            f"{', '.join(sorted(said)) or 'unnamed hospitals'}.",
+            f"The last {len(dead)} rounds died, charged and not opened; {why}.",
             "Find out why with these hospitals; options.dead_rounds_in_a_row (config.json) allows more.",
         )
 
@@ -136,6 +171,15 @@ def _broken_by(context: CoordinatorContext[Agreement], epoch: int) -> str:
     except PeerError as error:
         return error.peer
     return "nobody in time"
+
+
+def _spoiled(senders: list[set[str]]) -> str:
+    """Says what killed rounds without a lost share: in each of them somebody sent what does not open."""
+    suspects = set.intersection(*senders) if senders else set()
+    return (
+        "nobody said that a key share was lost: contributions did not fit together, or shares were wrong "
+        f"(in all of these sums: {', '.join(sorted(suspects)) or 'nobody'})"
+    )
 
 
 def _published(context: CoordinatorContext[Agreement]) -> dict[str, tuple[tuple[str, LedgerEntry], ...]]:

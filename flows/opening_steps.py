@@ -6,6 +6,7 @@ signatures; what was opened is recomputed from the published messages before the
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.active_sets import ActiveSet, choose_active_set
 from flows.round_steps import Answers, Reason, SumSteps
 from schemas.canonical import sha256_hex
 from schemas.errors import OperationError, PeerError
@@ -33,6 +35,9 @@ from tasks.secure_sum.bulk import add_bulk
 from tasks.secure_sum.opening import open_sum, verify_share
 from tasks.secure_sum.record import KeySum, add_key_ciphertexts
 from tasks.storage.mailbox import Signed, read_blob
+
+Shares = dict[str, tuple[str, bytes]]
+_NOT_OPENED = frozenset({"share-mismatch", "bulk-residual"})
 
 
 class OpeningSteps:
@@ -105,9 +110,17 @@ class OpeningSteps:
     # --- opening
 
     def request(
-        self, record: Signed[Record], number: int, signatures: dict[str, str], exclude: set[str]
+        self,
+        record: Signed[Record],
+        number: int,
+        signatures: dict[str, str],
+        silent: set[str],
+        failed: Collection[ActiveSet] = (),
     ) -> Signed[ShareRequest]:
         """Decides the active set number `number`: holders that certified and did not stay silent before.
+
+        Args:
+            failed: The sets that answered before and did not open.
 
         Raises:
             OperationError: `no-quorum`, `no-active-set`.
@@ -121,13 +134,9 @@ class OpeningSteps:
                     f"Round {self.steps.round}: expected Q = {numbers.certificate_quorum} signatures on the record.",
                     "Start the agents of the silent key holders and resume.",
                 )
-            willing = [holder for holder in sorted(signatures) if holder not in exclude]
-            if len(willing) < numbers.t or number > MAXIMUM_REQUESTS:
-                raise OperationError(
-                    "no-active-set",
-                    f"Round {self.steps.round}: expected t = {numbers.t} key holders that answer.",
-                    "Start the agents of the silent key holders and resume.",
-                )
+            active = choose_active_set(set(signatures) - silent, numbers.t, failed)
+            if active is None or number > MAXIMUM_REQUESTS:
+                raise self._no_active_set(silent, failed)
             self.steps.publish(
                 key,
                 ShareRequest(
@@ -135,7 +144,7 @@ class OpeningSteps:
                     round=self.steps.round,
                     record=record.digest,
                     certificate=tuple(sorted(signatures.items())),
-                    active_set=tuple(willing[: numbers.t]),
+                    active_set=active,
                     number=number,
                 ),
             )
@@ -145,9 +154,9 @@ class OpeningSteps:
 
     def read_shares(
         self, instruction: Signed[Instruction], record: Signed[Record], request: Signed[ShareRequest]
-    ) -> dict[str, tuple[str, bytes]]:
+    ) -> Shares:
         """Returns (holder -> (envelope digest, share blob)) of the answers that have arrived and verify."""
-        shares: dict[str, tuple[str, bytes]] = {}
+        shares: Shares = {}
         for holder in request.predicate.active_set:
             try:
                 found = read_share(
@@ -164,38 +173,35 @@ class OpeningSteps:
                 continue
         return shares
 
+    def asked(self, instruction: Signed[Instruction], record: Signed[Record]) -> list[tuple[ActiveSet, Shares, bool]]:
+        """Returns every active set that was asked, the shares that came from it, and whether they open the sum."""
+        found: list[tuple[ActiveSet, Shares, bool]] = []
+        for number in range(1, MAXIMUM_REQUESTS + 1):
+            request = read_request(self.steps.context.store, self.steps.plan, self.steps.round, number)
+            if request is None:
+                break
+            shares = self.read_shares(instruction, record, request)
+            opens = self._open(instruction, record, request, shares) is not None
+            found.append((request.predicate.active_set, shares, opens))
+        return found
+
     def open(
-        self,
-        instruction: Signed[Instruction],
-        record: Signed[Record],
-        request: Signed[ShareRequest],
-        shares: dict[str, tuple[str, bytes]],
-    ) -> NDArray[np.int64]:
+        self, instruction: Signed[Instruction], record: Signed[Record], request: Signed[ShareRequest], shares: Shares
+    ) -> NDArray[np.int64] | None:
         """Opens the certified sum and publishes it with the model that follows.
 
         Returns:
-            The opened int64 sum.
+            The opened int64 sum; None if a share is missing, or if what the active set answered does not open it: then
+            a share or a contribution is wrong, and another set may open.
 
         Raises:
-            PeerError: an opening that does not verify, naming the active set.
+            PeerError: what was published before does not verify.
         """
         store, study = self.steps.context.store, self.steps.plan.study
-        key_sum = store.get(round_key(study, self.steps.round, None, "key-sum.bin"))
-        assert key_sum is not None
-        place = round_key(study, self.steps.round, None, "bulk-sum.bin")
-        digest = self._digest(place)
-        blobs = {holder: blob for holder, (_, blob) in shares.items()}
-        with store.open(place) as bulk_sum:
-            opened = open_sum(
-                self.steps.round_context(instruction),
-                record.predicate,
-                record.digest,
-                request.predicate,
-                key_sum,
-                bulk_sum,
-                blobs,
-                digest,
-            )
+        digest = self._digest(round_key(study, self.steps.round, None, "bulk-sum.bin"))
+        opened = self._open(instruction, record, request, shares, digest)
+        if opened is None:
+            return None
         result = opened.astype("<i8").tobytes()
         store.put(round_key(study, self.steps.round, None, "result.bin"), result)
         self.steps.publish(
@@ -225,6 +231,46 @@ class OpeningSteps:
         return opening
 
     # --- parts
+
+    def _open(
+        self,
+        instruction: Signed[Instruction],
+        record: Signed[Record],
+        request: Signed[ShareRequest],
+        shares: Shares,
+        bulk_digest: str | None = None,
+    ) -> NDArray[np.int64] | None:
+        if set(shares) != set(request.predicate.active_set):
+            return None
+        store, study = self.steps.context.store, self.steps.plan.study
+        key_sum = store.get(round_key(study, self.steps.round, None, "key-sum.bin"))
+        assert key_sum is not None
+        blobs = {holder: blob for holder, (_, blob) in shares.items()}
+        with store.open(round_key(study, self.steps.round, None, "bulk-sum.bin")) as bulk_sum:
+            try:
+                return open_sum(
+                    self.steps.round_context(instruction),
+                    record.predicate,
+                    record.digest,
+                    request.predicate,
+                    key_sum,
+                    bulk_sum,
+                    blobs,
+                    bulk_digest,
+                )
+            except PeerError as error:
+                if error.code not in _NOT_OPENED:
+                    raise
+                return None
+
+    def _no_active_set(self, silent: set[str], failed: Collection[ActiveSet]) -> OperationError:
+        return OperationError(
+            "no-active-set",
+            f"Round {self.steps.round}: expected t = {self.steps.plan.threshold.t} key holders that answer and whose "
+            f"shares open the sum; there is no further active set (silent: {', '.join(sorted(silent)) or 'nobody'}; "
+            f"sets that answered and do not open it: {len(failed)}).",
+            "Start the agents of the silent key holders and resume.",
+        )
 
     def _dropped(
         self, instruction: Signed[Instruction], answers: Answers, senders: set[str]
@@ -290,3 +336,42 @@ class OpeningSteps:
             while block := source.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
+
+
+class ActiveSets:
+    """The active sets of one record: which is asked next, and what became of those that were.
+
+    A request that an earlier run made is read back, and its shares are tried again: so this run comes to the same next
+    set as that one would have.
+    """
+
+    def __init__(self, opening: OpeningSteps, instruction: Signed[Instruction], record: Signed[Record]) -> None:
+        self.silent: set[str] = set()
+        self.failed: list[ActiveSet] = []
+        self._opening = opening
+        self._instruction = instruction
+        self._record = record
+        self._number = 0
+
+    def next(self, signatures: dict[str, str]) -> Signed[ShareRequest]:
+        """Asks the next set, of holders that certified and were not silent.
+
+        Raises:
+            OperationError: `no-quorum`; `no-active-set` when there is no further one, or 16 were asked.
+        """
+        self._number += 1
+        return self._opening.request(self._record, self._number, signatures, self.silent, self.failed)
+
+    def open(self, request: Signed[ShareRequest], shares: Shares) -> bool:
+        """Opens the sum with what a set answered; otherwise remembers who was silent, or that the set does not open it.
+
+        Raises:
+            PeerError: what was published before does not verify.
+        """
+        missing = set(request.predicate.active_set) - set(shares)
+        if not missing and self._opening.open(self._instruction, self._record, request, shares) is not None:
+            return True
+        self.silent |= missing
+        if not missing:
+            self.failed.append(request.predicate.active_set)
+        return False

@@ -16,22 +16,22 @@ from prefect import flow
 from flows.attempts import choose_attempt
 from flows.behind import Behind
 from flows.context import CoordinatorContext
-from flows.departures import verify_round_survives, verify_shares_remain
+from flows.departures import verify_round_survives, verify_sets_remain, verify_shares_remain
 from flows.notices import SITE_SILENT, notify, site_resource
-from flows.opening_steps import OpeningSteps
+from flows.opening_steps import ActiveSets, OpeningSteps
 from flows.round_steps import Answers, RoundOutcome, RoundSteps, SumSteps
 from flows.tasks import deciding, waiting
 from flows.waiting import SiteRuns
 from schemas.errors import OperationError
 from schemas.messages import Collected, Instruction, Opening, Record, ShareRequest
 from tasks.lineage import Lineage
-from tasks.rounds import MAXIMUM_REQUESTS, read_opening, read_record
+from tasks.rounds import read_opening, read_record
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.storage.mailbox import Signed
 from tasks.tracking.names import round_name
 
 REFUSAL_LOOKS = 3
-_ATTEMPT_OVER = frozenset({"too-few-contributions", "budget-exhausted", "epoch-lost", "sites-left"})
+_ATTEMPT_OVER = frozenset({"too-few-contributions", "budget-exhausted", "epoch-lost", "sum-spoiled", "sites-left"})
 _TOO_FEW = frozenset({"too-few-contributions", "no-quorum", "no-active-set"})
 
 
@@ -115,6 +115,7 @@ async def reach_opening(
         OperationError: `too-few-contributions`, `no-quorum`, `no-active-set`.
         TooFewRemain: `sites-left`.
         EpochLost: so many key holders lost their share that the round is dead.
+        SumSpoiled: no active set opens the sum; the round is dead.
     """
     try:
         try:
@@ -136,9 +137,11 @@ def verify_can_go_on(steps: SumSteps) -> None:
     Raises:
         TooFewRemain: `sites-left`.
         EpochLost: too many key holders lost their share.
+        SumSpoiled: everybody who answers was asked for shares, and no active set opens the sum.
     """
     verify_round_survives(steps)
     verify_shares_remain(steps)
+    verify_sets_remain(steps)
 
 
 async def _reach_opening(
@@ -260,18 +263,24 @@ async def complete_record(steps: SumSteps, instruction: Signed[Instruction]) -> 
 @waiting("certify")
 async def certify(steps: SumSteps, record: Signed[Record], runs: SiteRuns) -> dict[str, str]:
     """Waits for every holder that answers, at least Q, to sign the record."""
-    quorum = steps.plan.threshold.certificate_quorum
+    signed = await _wait_for_signatures(steps, record, runs, steps.plan.threshold.certificate_quorum)
+    for holder in sorted(signed):
+        steps.context.progress.emit("site-state", round=steps.round, site=holder, state="certified", code=None)
+    return signed
+
+
+async def _wait_for_signatures(
+    steps: SumSteps, record: Signed[Record], runs: SiteRuns, enough_signatures: int
+) -> dict[str, str]:
     expected = _answering_holders(steps, {site for site, _ in record.predicate.contributions})
     signed: dict[str, str] = {}
 
     def enough() -> bool:
         signed.update(OpeningSteps(steps).read_signatures(record))
-        return len(signed) >= quorum
+        return len(signed) >= enough_signatures
 
     deadline = steps.context.options.certify_deadline_seconds
     await _until_reviving(steps, enough, runs, lambda: expected - set(signed), deadline)
-    for holder in sorted(signed):
-        steps.context.progress.emit("site-state", round=steps.round, site=holder, state="certified", code=None)
     return signed
 
 
@@ -283,17 +292,21 @@ async def share_and_open(
     signatures: dict[str, str],
     runs: SiteRuns,
 ) -> None:
-    """Asks active sets, one after another, until one has answered completely; opens and publishes the sum."""
-    silent: set[str] = set()
-    for number in range(1, MAXIMUM_REQUESTS + 2):  # the last one is refused: there is no further active set
-        request = OpeningSteps(steps).request(record, number, signatures, silent)
-        shares = await _ask_active_set(steps, instruction, record, request, runs)
-        missing = set(request.predicate.active_set) - set(shares)
-        if not missing:
-            OpeningSteps(steps).open(instruction, record, request, shares)
+    """Asks active sets, one after another, until what one answered opens the sum; publishes it.
+
+    Raises:
+        OperationError: `no-quorum`, `no-active-set`.
+    """
+    opening = OpeningSteps(steps)
+    sets = ActiveSets(opening, instruction, record)
+    while True:
+        request = sets.next(signatures)
+        if sets.open(request, await _ask_active_set(steps, instruction, record, request, runs)):
             return
-        silent |= missing
-        signatures = {**signatures, **OpeningSteps(steps).read_signatures(record)}
+        if len(sets.failed) == 1:
+            # Somebody at fault answers: every holder that certifies is another set without it.
+            await _wait_for_signatures(steps, record, runs, len(steps.plan.key_holders))
+        signatures = {**signatures, **opening.read_signatures(record)}
 
 
 async def _ask_active_set(

@@ -57,6 +57,15 @@ class EpochLost(OperationError):
     """So many key holders lost their epoch secrets that a new ceremony is needed; this round is dead."""
 
 
+class SumSpoiled(EpochLost):
+    """No active set opens the certified sum, whoever is asked: this round is dead like one whose key is lost.
+
+    The one-time keys that were sent belong to this epoch, and the round's only record to what was sent.
+    """
+
+    who_must_act = "the named hospitals"
+
+
 BUDGET_CODES = frozenset({"budget-exceeded", "study-budget-exceeded"})
 Reason = Literal["silent", "refused", "invalid"]
 Kind = Literal["train", "evaluate", "statistics"]

@@ -47,10 +47,10 @@ async def run_question(context: CoordinatorContext[StatisticsPlan]) -> Signed[St
         runs = SiteRuns(context, "site-statistics", QUESTION_ROUND, "question", asked)
         try:
             await reach_opening(steps, instruction, runs, Clock())
-        except EpochLost:
+        except EpochLost as error:
             # Charged at the sites that answered: a new ceremony could not open what they sent.
             raise OperationError(
-                "question-lost", "The question died with its key ceremony.", "Ask it anew; it is charged again."
+                "question-lost", f"The question died: {error.message}", "Ask it anew; it is charged again."
             ) from None
         answer = await answer_question(context, public)
         await close_log(context)

@@ -22,7 +22,7 @@ from flows.pages import show_round, study_tag
 from flows.release import Released, run_release
 from flows.release_steps import read_release, released_metrics
 from flows.round import replay_round, run_round
-from flows.round_steps import BudgetExhausted, EpochLost, RoundOutcome
+from flows.round_steps import BudgetExhausted, EpochLost, RoundOutcome, SumSpoiled
 from flows.tasks import recording
 from flows.tracking import Tracker
 from schemas.errors import BudgetError
@@ -36,6 +36,7 @@ from tasks.tracking.vocabulary import model_name
 
 _TRAINING_LOST = "the last training rounds were lost with their key ceremony"
 _EVALUATION_LOST = "the evaluation was lost with key shares"
+_EVALUATION_SPOILED = "the evaluation did not open: a contribution or shares were wrong"
 
 
 @dataclass
@@ -143,8 +144,8 @@ async def evaluate(context: CoordinatorContext, state: StudyState, tracker: Trac
         says_who = state.reason == _TRAINING_LOST and isinstance(error, TooFewRemain)
         state.reason = error.message if says_who else state.reason or error.message
         return None
-    except EpochLost:  # nothing is opened after it: no ceremony follows
-        state.reason = state.reason or _EVALUATION_LOST
+    except EpochLost as error:  # nothing is opened after it: no ceremony follows
+        state.reason = state.reason or (_EVALUATION_SPOILED if isinstance(error, SumSpoiled) else _EVALUATION_LOST)
         return None
     state.evaluation = outcome
     metrics = released_metrics(context, outcome)

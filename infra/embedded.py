@@ -16,7 +16,7 @@ from flows.attempts import choose_attempt
 from flows.ceremony_steps import enter_ceremony, sign_ceremony_instruction
 from flows.context import CoordinatorContext, open_coordinator
 from flows.figures import epsilon_of_sites
-from flows.opening_steps import OpeningSteps
+from flows.opening_steps import ActiveSets, OpeningSteps
 from flows.release_steps import enter_signed_release, publish_closing, publish_log, released_metrics
 from flows.round_steps import Answers, RoundOutcome, RoundSteps
 from schemas.errors import ConsiliumError
@@ -32,7 +32,6 @@ from site_agents.round import SiteRound
 from tasks.audit.export import export_evidence
 from tasks.lineage import Lineage, first_lineage
 from tasks.privacy.noise import NoiseStream, os_noise_stream
-from tasks.rounds import MAXIMUM_REQUESTS
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.storage.mailbox import Signed
 
@@ -168,20 +167,18 @@ def open_by_active_sets(
     record: Signed[Record],
     unwilling: Collection[str],
 ) -> None:
-    """Asks active sets, one after another, until one answered completely, and opens the sum."""
-    silent: set[str] = set()
-    signatures = opening.read_signatures(record)
-    for number in range(1, MAXIMUM_REQUESTS + 2):  # the last one is refused: there is no further active set
-        request = opening.request(record, number, signatures, silent)
+    """Asks active sets, one after another, until what one answered opens the sum.
+
+    Raises:
+        OperationError: `no-quorum`, `no-active-set`.
+    """
+    signatures, sets, opened = opening.read_signatures(record), ActiveSets(opening, instruction, record), False
+    while not opened:
+        request = sets.next(signatures)
         for name, holder in holders.items():
             if name not in unwilling:
                 holder.share()
-        shares = opening.read_shares(instruction, record, request)
-        missing = set(request.predicate.active_set) - set(shares)
-        if not missing:
-            opening.open(instruction, record, request, shares)
-            return
-        silent |= missing
+        opened = sets.open(request, opening.read_shares(instruction, record, request))
 
 
 def contribute(work: SiteRound) -> ConsiliumError | None:
