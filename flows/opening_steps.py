@@ -32,8 +32,8 @@ from tasks.rounds import (
     read_share,
 )
 from tasks.secure_sum.bulk import add_bulk
-from tasks.secure_sum.opening import open_sum, verify_share
-from tasks.secure_sum.record import KeySum, add_key_ciphertexts
+from tasks.secure_sum.opening import open_sum, share_blob_bytes, verify_share
+from tasks.secure_sum.record import KeySum, add_key_ciphertexts, key_ciphertext_bytes
 from tasks.storage.mailbox import Signed, read_blob
 
 Shares = dict[str, tuple[str, bytes]]
@@ -64,10 +64,10 @@ class OpeningSteps:
         """
         existing = read_record(self.steps.context.store, self.steps.plan, self.steps.round)
         if existing is None:
-            faulty = {sender for senders in checks.values() for sender in senders}
-            listed = {site: digest for site, digest in collected.predicate.contributions if site not in faulty}
-            for site in faulty:
-                answers.invalid[site] = "faulty-share"
+            listed = dict(collected.predicate.contributions)
+            for site in sorted(self._named_faulty(checks, set(listed)) & set(listed)):
+                answers.invalid.setdefault(site, "faulty-share")
+            listed = {site: digest for site, digest in listed.items() if site not in answers.invalid}
             with TemporaryDirectory(dir=self.steps.context.home) as folder:
                 key_sum, bulk_sum = self._add_valid(instruction, answers, listed, Path(folder))
                 record = Record(
@@ -157,6 +157,7 @@ class OpeningSteps:
     ) -> Shares:
         """Returns (holder -> (envelope digest, share blob)) of the answers that have arrived and verify."""
         shares: Shares = {}
+        context = self.steps.round_context(instruction)
         for holder in request.predicate.active_set:
             try:
                 found = read_share(
@@ -166,8 +167,9 @@ class OpeningSteps:
                     key = round_key(
                         self.steps.plan.study, self.steps.round, holder, f"share-{request.predicate.number}.bin"
                     )
-                    blob = read_blob(self.steps.context.store, key, found.predicate.share, holder)
-                    verify_share(self.steps.round_context(instruction), record.digest, request.predicate, holder, blob)
+                    size = share_blob_bytes(context, holder)
+                    blob = read_blob(self.steps.context.store, key, found.predicate.share, holder, size)
+                    verify_share(context, record.digest, request.predicate, holder, blob)
                     shares[holder] = (found.digest, blob)
             except PeerError:
                 continue
@@ -272,6 +274,18 @@ class OpeningSteps:
             "Start the agents of the silent key holders and resume.",
         )
 
+    def _named_faulty(self, checks: dict[str, tuple[str, ...]], senders: set[str]) -> set[str]:
+        """Returns whom the holders name, without those who name so many that no sum would be left.
+
+        Such a holder will not sign the record, whether it lies or was lied to; the certificate asks for Q others.
+        """
+        numbers, heard = self.steps.plan.threshold, sorted(checks.values(), key=len)
+        faulty = {sender for named in heard for sender in named}
+        while len(senders - faulty) < numbers.k_min and len(heard) > numbers.certificate_quorum:
+            heard.pop()
+            faulty = {sender for named in heard for sender in named}
+        return faulty
+
     def _dropped(
         self, instruction: Signed[Instruction], answers: Answers, senders: set[str]
     ) -> tuple[tuple[str, Reason], ...]:
@@ -289,7 +303,7 @@ class OpeningSteps:
         while True:
             self.steps.verify_enough(instruction, answers, set(listed))
             try:
-                return self._add(instruction, sorted(listed), folder)
+                return self._add(instruction, listed, folder)
             except PeerError as error:
                 faulty = set(error.peer.split(",")) & set(listed)
                 if not faulty:
@@ -302,32 +316,34 @@ class OpeningSteps:
         keys = [round_key(self.steps.plan.study, self.steps.round, None, n) for n in ("key-sum.bin", "bulk-sum.bin")]
         if not all(self.steps.context.store.exists(key) for key in keys):
             with TemporaryDirectory(dir=self.steps.context.home) as folder:
-                senders = [site for site, _ in record.predicate.contributions]
-                self._publish_sums(*self._add(instruction, senders, Path(folder)))
+                listed = dict(record.predicate.contributions)
+                self._publish_sums(*self._add(instruction, listed, Path(folder)))
 
     def _publish_sums(self, key_sum: KeySum, bulk_sum: Path) -> None:
         store, study, number = self.steps.context.store, self.steps.plan.study, self.steps.round
         store.put(round_key(study, number, None, "key-sum.bin"), key_sum.blob)
         store.put_file(round_key(study, number, None, "bulk-sum.bin"), bulk_sum)
 
-    def _add(self, instruction: Signed[Instruction], senders: list[str], folder: Path) -> tuple[KeySum, Path]:
-        contributions, blobs = {site: self._contribution(instruction, site) for site in senders}, {}
+    def _add(self, instruction: Signed[Instruction], listed: dict[str, str], folder: Path) -> tuple[KeySum, Path]:
+        contributions = {site: self._contribution(instruction, site, digest) for site, digest in listed.items()}
+        context, blobs = self.steps.round_context(instruction), {}
         sources: dict[str, tuple[Contribution, Path | bytes]] = {}
         for site, contribution in contributions.items():
             place = partial(attempt_key, self.steps.plan.study, self.steps.round, self.steps.attempt, site)
-            blobs[site] = read_blob(self.steps.context.store, place("key.bin"), contribution.key_ciphertext, site)
+            size = key_ciphertext_bytes(context, site)
+            blobs[site] = read_blob(self.steps.context.store, place("key.bin"), contribution.key_ciphertext, site, size)
             target = folder / f"{site}.bin"
             sources[site] = (
                 contribution,
                 target if target.exists() else self.steps.download_bulk(contribution, target),
             )
-        context = self.steps.round_context(instruction)
         add_bulk(context, sources, folder / "bulk-sum.bin")
         return add_key_ciphertexts(context, contributions, blobs), folder / "bulk-sum.bin"
 
-    def _contribution(self, instruction: Signed[Instruction], site: str) -> Contribution:
+    def _contribution(self, instruction: Signed[Instruction], site: str, digest: str) -> Contribution:
         found = read_contribution(self.steps.context.store, self.steps.plan, site, instruction)
-        assert found is not None
+        if found is None or found.digest != digest:
+            raise PeerError("contribution-changed", site, "its contribution is not the one that was collected.")
         return found.predicate
 
     def _digest(self, key: str) -> str:

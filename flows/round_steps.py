@@ -44,7 +44,7 @@ from tasks.rounds import (
 from tasks.secure_sum.bulk import verify_bulk
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.epoch import EpochPublic
-from tasks.secure_sum.record import verify_key_ciphertext
+from tasks.secure_sum.record import key_ciphertext_bytes, sealed_shamir_bytes, verify_key_ciphertext
 from tasks.server_step import apply_step, state_digest
 from tasks.storage.mailbox import Signed, fetch_blob, read_blob, read_signed
 
@@ -279,17 +279,20 @@ class SumSteps(ABC):
 
     def _verify_blobs(self, instruction: Signed[Instruction], site: str, contribution: Contribution) -> None:
         key = attempt_key(self.plan.study, self.round, self.attempt, site, "key.bin")
-        blob = read_blob(self.context.store, key, contribution.key_ciphertext, site)
-        verify_key_ciphertext(self.round_context(instruction), contribution, blob)
+        context = self.round_context(instruction)
+        size = key_ciphertext_bytes(context, site)
+        verify_key_ciphertext(
+            context, contribution, read_blob(self.context.store, key, contribution.key_ciphertext, site, size)
+        )
         for holder, digest in contribution.shamir:
             key = attempt_key(self.plan.study, self.round, self.attempt, site, f"shamir-{holder}.bin")
-            read_blob(self.context.store, key, digest, site)
+            read_blob(self.context.store, key, digest, site, sealed_shamir_bytes(context, site, holder))
         key = attempt_key(self.plan.study, self.round, self.attempt, site, "bulk.bin")
         if self.context.store.size(key) != contribution.bulk_bytes:
             raise PeerError("blob-missing", site, "the bulk ciphertext is missing or has another size.")
         with TemporaryDirectory(dir=self.context.home) as folder:
             bulk = self.download_bulk(contribution, Path(folder) / "bulk.bin")
-            verify_bulk(self.round_context(instruction), contribution, bulk)
+            verify_bulk(context, contribution, bulk)
 
     def download_bulk(self, contribution: Contribution, target: Path) -> Path:
         """Streams a contribution's bulk ciphertext into a new file, and no more of it than was signed.

@@ -95,6 +95,10 @@ class Header:
         """Size of what follows the body."""
         return CHECK_BYTES + (0 if self.kind in UNSIGNED_KINDS else SIGNATURE_BYTES)
 
+    def blob_bytes(self, body_bytes: int) -> int:
+        """Returns the size of the whole blob around a body of `body_bytes`."""
+        return len(self.encode()) + body_bytes + self.trailer_bytes
+
 
 def parse_header(data: bytes | memoryview, peer: str) -> tuple[Header, int]:
     """Parses a header and returns it with its size; nothing of it is believed yet.

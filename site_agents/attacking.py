@@ -25,6 +25,7 @@ from tasks.rounds import read_opening, read_record
 from tasks.server_step import parse_weights
 from tasks.storage.base import Store
 from tasks.storage.mailbox import read_blob, read_signed
+from tasks.storage.names import LARGEST_READ
 from tasks.storage.opening import open_store
 
 NOTICE = (
@@ -139,7 +140,9 @@ def _read_weights(store: Store, plan: StudyPlan, given: ModelRelease) -> bytes:
         raise PeerError("release-missing", coordinator.name, "there is no signed release.")
     if signed.predicate != given:
         raise PeerError("wrong-release", coordinator.name, "the signed release is not the one that this site verified.")
-    return read_blob(store, release_key(plan.study, "weights.safetensors"), given.weights, coordinator.name)
+    # A model has any size; the coordinator could have had this site release another one instead.
+    place = release_key(plan.study, "weights.safetensors")
+    return read_blob(store, place, given.weights, coordinator.name, LARGEST_READ)
 
 
 def _rounds_in(store: Store, plan: StudyPlan, given: ModelRelease, site: str) -> int:

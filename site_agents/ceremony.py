@@ -11,18 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from schemas.canonical import sha256_hex
+from schemas.canonical import MAX_JSON_BYTES, sha256_hex
 from schemas.envelope import Predicate, sign_envelope
 from schemas.errors import PeerError
 from schemas.layout import ceremony_key
 from schemas.ledger import KeyCeremony
 from schemas.messages import CeremonyInstruction, KeyCommit, KeyOpen, NonceCommit, NonceOpen, SelfTest
 from schemas.plan import Agreement
+from schemas.wire import Kind
 from site_agents.context import SiteContext
 from site_agents.epoch import public_epoch
 from site_agents.policy import verify_member
 from tasks.ceremonies import missing_messages
-from tasks.secure_sum.ceremony import CeremonyParty
+from tasks.secure_sum.ceremony import CeremonyParty, ceremony_blob_bytes
 from tasks.secure_sum.parameters import derive_sid, parameters_digest
 from tasks.secure_sum.transcript import PHASES, own_tests
 from tasks.storage.mailbox import Signed, read_blob, read_signed
@@ -94,9 +95,13 @@ class SiteCeremony:
 
     def self_test(self) -> None:
         opens = self._all("key-open", KeyOpen)
-        public = {n: self._blob(n, "public-share.bin", m.public_share) for n, m in opens.items()}
+        public = {n: self._blob(n, "public-share.bin", m.public_share, Kind.PUBLIC_SHARE) for n, m in opens.items()}
         mine = self.context.name
-        sealed = {n: self._blob(n, f"sealed-{mine}.bin", dict(m.sealed)[mine]) for n, m in opens.items() if n != mine}
+        sealed = {
+            n: self._blob(n, f"sealed-{mine}.bin", dict(m.sealed)[mine], Kind.SEALED_KEY, mine)
+            for n, m in opens.items()
+            if n != mine
+        }
         parts = self.party.self_test(opens, public, sealed)
         for number, blob in enumerate(parts.shares, start=1):
             self._send_blob(f"self-test-{number}.bin", blob)
@@ -106,7 +111,9 @@ class SiteCeremony:
         """Verifies everybody's self-test, keeps the secrets and signs the transcript."""
         tests = self._all("self-test", SelfTest)
         shares = {
-            name: [self._blob(name, f"self-test-{k}.bin", message.shares[k - 1]) for k in self._tests(name)]
+            name: [
+                self._blob(name, f"self-test-{k}.bin", message.shares[k - 1], Kind.SELF_TEST) for k in self._tests(name)
+            ]
             for name, message in tests.items()
         }
         digests = {
@@ -148,11 +155,15 @@ class SiteCeremony:
     def _send_blob(self, item: str, blob: bytes) -> None:
         self.context.outbox.answer(self._mine(item), lambda: blob)
 
-    def _blob(self, sender: str, item: str, digest: str) -> bytes:
-        return read_blob(self.context.store, ceremony_key(self.plan.study, self.epoch, sender, item), digest, sender)
+    def _blob(self, sender: str, item: str, digest: str, kind: Kind, recipient: str = "") -> bytes:
+        key = ceremony_key(self.plan.study, self.epoch, sender, item)
+        return read_blob(
+            self.context.store, key, digest, sender, ceremony_blob_bytes(self.plan, kind, sender, recipient)
+        )
 
     def _required(self, sender: str, phase: str) -> bytes:
-        data = self.context.store.get(ceremony_key(self.plan.study, self.epoch, sender, f"{phase}.json"))
+        key = ceremony_key(self.plan.study, self.epoch, sender, f"{phase}.json")
+        data = self.context.store.get(key, MAX_JSON_BYTES)
         if data is None:
             raise PeerError("ceremony-incomplete", sender, f"its {phase} message is missing.")
         return data

@@ -23,8 +23,9 @@ from schemas.messages import (
 from schemas.plan import Agreement
 from site_agents.round import SiteRound
 from tasks.rounds import MAXIMUM_REQUESTS, read_certificate, read_opening, read_record, read_request
+from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.epoch import EpochSecrets
-from tasks.secure_sum.record import find_shamir_faults, verify_record
+from tasks.secure_sum.record import find_shamir_faults, key_ciphertext_bytes, sealed_shamir_bytes, verify_record
 from tasks.secure_sum.share import make_share
 from tasks.storage.mailbox import Signed, read_blob, read_signed
 
@@ -35,9 +36,14 @@ class Certifying:
     def __init__(self, work: SiteRound[Agreement]) -> None:
         self.work = work
         self._accepted: dict[str, bytes] = {}
+        # By digest: what was checked stays what it was, though its sender may replace it where the store lets it.
+        self._sealed_shares: dict[str, bytes] = {}
+        self._key_ciphertexts: dict[str, bytes] = {}
 
     def check_shares(self) -> bool:
         """Opens the sealed shares of all collected contributions and answers which senders are faulty.
+
+        Faulty is also a sender whose contribution, share or key ciphertext is no longer what it signed.
 
         Returns:
             False while the coordinator has not closed the collection, and at a site that holds no key.
@@ -53,17 +59,17 @@ class Certifying:
         )
         if collected is None:
             return False
-        contributions = self.work.contributions(collected.predicate.contributions)
-        predicates = {sender: found.predicate for sender, found in contributions.items()}
-        blobs = {sender: self._sealed(sender, predicate) for sender, predicate in predicates.items()}
-        faulty = find_shamir_faults(self.work.epoch.secrets, self.work.secure_sum(), predicates, blobs)
+        context = self.work.secure_sum()
+        contributions, faulty = self._read_collected(context, collected.predicate)
+        blobs = {sender: self._sealed(context, sender, given) for sender, given in contributions.items()}
+        faulty += find_shamir_faults(self.work.epoch.secrets, context, contributions, blobs)
         message = SharesChecked(
             sid_star=self.work.epoch.public.sid_star,
             round=self.work.round,
             attempt=self.work.attempt,
             holder=name,
             collected=collected.digest,
-            faulty=faulty,
+            faulty=tuple(sorted(faulty)),
         )
         signing = self.work.epoch.secrets.signing_key
         self.work.context.outbox.answer(
@@ -149,11 +155,37 @@ class Certifying:
 
     # --- parts
 
-    def _sealed(self, sender: str, contribution: Contribution) -> bytes:
-        key = attempt_key(
-            self.work.plan.study, self.work.round, self.work.attempt, sender, f"shamir-{self.work.context.name}.bin"
-        )
-        return read_blob(self.work.context.store, key, dict(contribution.shamir)[self.work.context.name], sender)
+    def _read_collected(
+        self, context: RoundContext, collected: Collected
+    ) -> tuple[dict[str, Contribution], tuple[str, ...]]:
+        """Reads and keeps what this holder needs of each contribution; returns them, and the senders at fault."""
+        found: dict[str, Contribution] = {}
+        faulty: tuple[str, ...] = ()
+        for sender, digest in collected.contributions:
+            try:
+                contribution = self.work.contribution(sender, digest).predicate
+                self._sealed(context, sender, contribution)
+                self._key_blob(context, sender, contribution)
+            except PeerError:
+                faulty += (sender,)
+            else:
+                found[sender] = contribution
+        return found, faulty
+
+    def _sealed(self, context: RoundContext, sender: str, contribution: Contribution) -> bytes:
+        name = self.work.context.name
+        digest, size = dict(contribution.shamir)[name], sealed_shamir_bytes(context, sender, name)
+        return self._read(self._sealed_shares, sender, f"shamir-{name}.bin", digest, size)
+
+    def _key_blob(self, context: RoundContext, sender: str, contribution: Contribution) -> bytes:
+        size = key_ciphertext_bytes(context, sender)
+        return self._read(self._key_ciphertexts, sender, "key.bin", contribution.key_ciphertext, size)
+
+    def _read(self, kept: dict[str, bytes], sender: str, item: str, digest: str, size_bytes: int) -> bytes:
+        if digest not in kept:
+            key = attempt_key(self.work.plan.study, self.work.round, self.work.attempt, sender, item)
+            kept[digest] = read_blob(self.work.context.store, key, digest, sender, size_bytes)
+        return kept[digest]
 
     def _accept_record(self, record: Signed[Record], secrets: EpochSecrets) -> bytes:
         """Checks a record as section 3.4 of the design asks, registers it, and returns the sum of key ciphertexts."""
@@ -170,18 +202,15 @@ class Certifying:
         if record.digest in self._accepted:
             # Signed a moment ago by this very object; what the sum consists of is bound by the record's digest.
             return self._accepted[record.digest]
-        contributions = self.work.contributions(record.predicate.contributions)
-        key_blobs = {s: self._key_blob(s, c.predicate) for s, c in contributions.items()}
-        sealed = {s: self._sealed(s, c.predicate) for s, c in contributions.items()}
+        context, contributions = self.work.secure_sum(), self.work.contributions(record.predicate.contributions)
+        key_blobs = {s: self._key_blob(context, s, c.predicate) for s, c in contributions.items()}
+        sealed = {s: self._sealed(context, s, c.predicate) for s, c in contributions.items()}
         envelopes = {s: c.data for s, c in contributions.items()}
-        total = verify_record(secrets, self.work.secure_sum(), record.predicate, envelopes, key_blobs, sealed, own)
+        total = verify_record(secrets, context, record.predicate, envelopes, key_blobs, sealed, own)
         self.work.context.keystore.register_record(record.predicate.epoch, self.work.round, record.digest)
         self._accepted[record.digest] = total.blob
+        self._key_ciphertexts.clear()  # large, and added
         return total.blob
-
-    def _key_blob(self, sender: str, contribution: Contribution) -> bytes:
-        key = attempt_key(self.work.plan.study, self.work.round, self.work.attempt, sender, "key.bin")
-        return read_blob(self.work.context.store, key, contribution.key_ciphertext, sender)
 
     def _answer(self, request: Signed[ShareRequest], secrets: EpochSecrets) -> None:
         number = request.predicate.number
@@ -215,13 +244,13 @@ class Certifying:
     def _make_share(
         self, record: Signed[Record], request: Signed[ShareRequest], secrets: EpochSecrets, key_sum: bytes
     ) -> bytes:
-        contributions = self.work.contributions(record.predicate.contributions)
-        sealed = {s: self._sealed(s, c.predicate) for s, c in contributions.items()}
+        context, contributions = self.work.secure_sum(), self.work.contributions(record.predicate.contributions)
+        sealed = {s: self._sealed(context, s, c.predicate) for s, c in contributions.items()}
         keys = self.work.epoch.public.signing_keys
         certificate = read_certificate(self.work.context.store, self.work.plan, keys, record, request)
         return make_share(
             secrets,
-            self.work.secure_sum(),
+            context,
             record.predicate,
             record.digest,
             request.predicate,

@@ -29,6 +29,7 @@ class SiteRound(Generic[Plan_co]):
         self.attempt = attempt
         self._instruction: Signed[Instruction] | None = None
         self._epoch: SiteEpoch | None = None
+        self._contributions: dict[str, Signed[Contribution]] = {}
 
     def read(self) -> None:
         """Reads the instruction and its epoch: signed by the plan's coordinator, and of a ceremony that all signed.
@@ -63,21 +64,28 @@ class SiteRound(Generic[Plan_co]):
         asked = self.instruction
         return RoundContext.of(self.plan, self.epoch.public, asked.predicate, asked.digest, processes)
 
-    def contributions(self, listed: tuple[tuple[str, str], ...]) -> dict[str, Signed[Contribution]]:
-        """Returns the listed contributions, each verified and with the listed digest.
+    def contribution(self, sender: str, digest: str) -> Signed[Contribution]:
+        """Returns the contribution of `sender` with this digest, verified; read once, whatever its sender does to it.
 
         Raises:
             PeerError: `record-mismatch`, naming the coordinator; or the sender's fault.
         """
-        found: dict[str, Signed[Contribution]] = {}
-        for sender, digest in listed:
-            contribution = read_contribution(self.context.store, self.plan, sender, self.instruction)
-            if contribution is None or contribution.digest != digest:
+        if digest not in self._contributions:
+            found = read_contribution(self.context.store, self.plan, sender, self.instruction)
+            if found is None or found.digest != digest:
                 raise PeerError(
                     "record-mismatch", self.plan.coordinator.name, f"the listed contribution of {sender} is not there."
                 )
-            found[sender] = contribution
-        return found
+            self._contributions[digest] = found
+        return self._contributions[digest]
+
+    def contributions(self, listed: tuple[tuple[str, str], ...]) -> dict[str, Signed[Contribution]]:
+        """Returns the listed contributions, each verified and with the listed digest.
+
+        Raises:
+            PeerError: as `contribution`.
+        """
+        return {sender: self.contribution(sender, digest) for sender, digest in listed}
 
     def mine(self, item: str) -> str:
         """Returns the store name of this site's `item` in this attempt."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from schemas.canonical import MAX_JSON_BYTES
 from schemas.errors import OperationError
 from schemas.layout import ceremony_key
 from schemas.plan import Agreement
-from tasks.secure_sum.ceremony import derive_public_epoch
+from schemas.wire import Kind
+from tasks.secure_sum.ceremony import ceremony_blob_bytes, derive_public_epoch
 from tasks.secure_sum.epoch import EpochPublic
 from tasks.secure_sum.transcript import PHASES, own_tests
 from tasks.storage.base import Store
@@ -38,15 +40,17 @@ def read_public_epoch(store: Store, plan: Agreement, epoch: int) -> EpochPublic:
     blobs: dict[tuple[str, str], bytes] = {}
     for site in plan.key_holders:
         for phase in ALL_PHASES:
-            envelopes[phase, site.name] = _required(store, plan, epoch, site.name, f"{phase}.json")
-        items = ["public-share", *(f"self-test-{k}" for k in range(1, len(own_tests(plan, site.name)) + 1))]
-        for item in items:
-            blobs[item, site.name] = _required(store, plan, epoch, site.name, f"{item}.bin")
+            envelopes[phase, site.name] = _required(store, plan, epoch, site.name, f"{phase}.json", MAX_JSON_BYTES)
+        tests = [f"self-test-{k}" for k in range(1, len(own_tests(plan, site.name)) + 1)]
+        for kind, items in ((Kind.PUBLIC_SHARE, ["public-share"]), (Kind.SELF_TEST, tests)):
+            size = ceremony_blob_bytes(plan, kind, site.name)
+            for item in items:
+                blobs[item, site.name] = _required(store, plan, epoch, site.name, f"{item}.bin", size)
     return derive_public_epoch(plan, epoch, envelopes, blobs)
 
 
-def _required(store: Store, plan: Agreement, epoch: int, site: str, item: str) -> bytes:
-    data = store.get(ceremony_key(plan.study, epoch, site, item))
+def _required(store: Store, plan: Agreement, epoch: int, site: str, item: str, largest_bytes: int) -> bytes:
+    data = store.get(ceremony_key(plan.study, epoch, site, item), largest_bytes)
     if data is None:
         raise OperationError("ceremony-incomplete", f"Epoch {epoch}: {item} of {site} is missing.", "Start its agent.")
     return data

@@ -24,8 +24,8 @@ from tasks.rounds import (
 )
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.epoch import EpochPublic
-from tasks.secure_sum.opening import open_sum
-from tasks.secure_sum.record import verify_certificate
+from tasks.secure_sum.opening import open_sum, share_blob_bytes
+from tasks.secure_sum.record import key_sum_bytes, verify_certificate
 from tasks.server_step import ModelState, apply_step, initial_state, state_digest
 from tasks.storage.base import Store
 from tasks.storage.mailbox import Signed, read_blob
@@ -109,8 +109,9 @@ def recompute_opening(
         if found is None or found.digest != digest:
             raise PeerError("wrong-opening", name, f"the share of {holder} is not in the store.")
         key = round_key(plan.study, round_, holder, f"share-{request.predicate.number}.bin")
-        shares[holder] = read_blob(store, key, found.predicate.share, holder)
-    key_sum = read_blob(store, round_key(plan.study, round_, None, "key-sum.bin"), record.predicate.key_sum, name)
+        shares[holder] = read_blob(store, key, found.predicate.share, holder, share_blob_bytes(context, holder))
+    place = round_key(plan.study, round_, None, "key-sum.bin")
+    key_sum = read_blob(store, place, record.predicate.key_sum, name, key_sum_bytes(context))
     place, signed = round_key(plan.study, round_, None, "bulk-sum.bin"), opening.predicate.bulk_sum
     if not store.exists(place):
         raise PeerError("blob-missing", name, f"the bulk sum of round {round_} is not in the store.")

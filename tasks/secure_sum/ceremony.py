@@ -19,7 +19,7 @@ from schemas.envelope import envelope_digest, open_envelope, public_hex
 from schemas.errors import PeerError, PlanError
 from schemas.messages import KeyCommit, KeyOpen, NonceCommit, NonceOpen, SelfTest, TranscriptSignature
 from schemas.plan import Agreement
-from schemas.wire import Kind, read_blob, write_blob
+from schemas.wire import NO_REFERENCE, Kind, read_blob, write_blob
 from tasks.hpke import generate_hpke_key, seal, unseal
 from tasks.secure_sum import ckks
 from tasks.secure_sum import transcript as rules
@@ -249,6 +249,17 @@ class CeremonyParty:
         part = derive_partial(p, self._keys, self._name, active, ciphertext, label, lambda x: ckks.inverse(p, x))
         header = rules.ceremony_header(self._plan, self._sid, Kind.SELF_TEST, self._name, number=number + 1)
         return write_blob(header, rules.pack_rows(part, p.data_primes), self._signing)
+
+
+def ceremony_blob_bytes(plan: Agreement, kind: Kind, sender: str, recipient: str = "") -> int:
+    """Returns the exact size of a ceremony blob, whatever the epoch and the number of the self-test."""
+    p = derive_parameters(plan)
+    bodies = {
+        Kind.PUBLIC_SHARE: rules.packed_size(ckks.ring_primes(p), p.ring_degree),
+        Kind.SEALED_KEY: rules.packed_size(p.data_primes, p.ring_degree) + _MASK_KEY_BYTES + SEALED_OVERHEAD,
+        Kind.SELF_TEST: rules.packed_size(p.data_primes, p.bulk_degree),
+    }
+    return rules.ceremony_header(plan, NO_REFERENCE, kind, sender, recipient).blob_bytes(bodies[kind])
 
 
 def derive_public_epoch(

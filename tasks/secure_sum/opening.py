@@ -12,7 +12,7 @@ import numpy as np
 from schemas.canonical import derive_digest
 from schemas.errors import PeerError
 from schemas.messages import Record, ShareRequest
-from schemas.wire import Header, Kind, read_blob, unpack_residues
+from schemas.wire import NO_REFERENCE, Header, Kind, read_blob, unpack_residues
 from tasks.secure_sum.bulk import SumSource, open_bulk
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.modular import Int64, UInt64, prime_field
@@ -29,6 +29,11 @@ def share_header(context: RoundContext, record_digest: str, active: list[str], h
     reference = derive_digest("share-reference", bytes.fromhex(record_digest), *active)
     counts = (len(p.data_primes), p.bulk_degree, p.bulk_degree)
     return Header(Kind.SHARE, i.sid_star, i.round, i.attempt, reference, holder, "", counts)
+
+
+def share_blob_bytes(context: RoundContext, holder: str) -> int:
+    """Returns the exact size of the blob with a decryption share, whatever the record and the active set."""
+    return share_header(context, NO_REFERENCE, [], holder).blob_bytes(share_bytes(context))
 
 
 def verify_share(context: RoundContext, record_digest: str, request: ShareRequest, holder: str, blob: bytes) -> None:

@@ -16,7 +16,7 @@ from schemas.canonical import sha256_hex
 from schemas.envelope import envelope_digest, open_envelope
 from schemas.errors import PeerError
 from schemas.messages import Contribution, Record, RecordSignature, ShareRequest
-from schemas.wire import Kind, hash_blob, read_blob, residue_width, unpack_residues, write_blob
+from schemas.wire import Header, Kind, hash_blob, read_blob, residue_width, unpack_residues, write_blob
 from tasks.hpke import unseal
 from tasks.secure_sum import ckks
 from tasks.secure_sum.bulk import bulk_size
@@ -94,8 +94,7 @@ def verify_shamir_blob(context: RoundContext, contribution: Contribution, holder
     sender = contribution.sender
     if sha256_hex(blob) != dict(contribution.shamir)[holder]:
         raise PeerError("contribution-digest", sender, "a sealed share is not the one that its contribution names.")
-    size = shamir_plain_bytes(context) + SEALED_OVERHEAD
-    header = context.header(Kind.SEALED_SHAMIR, sender, (size,), holder)
+    header, size = _sealed_form(context, sender, holder)
     return bytes(read_blob(blob, header, size, context.plan.site(sender).identity_key, sender))
 
 
@@ -174,7 +173,7 @@ def read_key_sum(context: RoundContext, record: Record, blob: bytes) -> UInt64:
     """
     if sha256_hex(blob) != record.key_sum:
         raise PeerError("key-sum", context.coordinator, "the key sum is not the one that the record names.")
-    header = context.header(Kind.KEY_SUM, "", _key_shape(context))
+    header = _key_sum_header(context)
     return _unpack_key(context, read_blob(blob, header, _key_bytes(context), None, context.coordinator))
 
 
@@ -332,6 +331,31 @@ def verify_epoch(secrets: EpochSecrets, context: RoundContext) -> None:
     """
     if (secrets.sid_star, secrets.epoch) != (context.public.sid_star, context.public.epoch):
         raise PeerError("wrong-epoch", context.coordinator, "this holder's secrets belong to another epoch.")
+
+
+def key_ciphertext_bytes(context: RoundContext, sender: str) -> int:
+    """Returns the exact size of a key-ciphertext blob."""
+    return context.header(Kind.KEY_CIPHERTEXT, sender, _key_shape(context)).blob_bytes(_key_bytes(context))
+
+
+def sealed_shamir_bytes(context: RoundContext, sender: str, holder: str) -> int:
+    """Returns the exact size of the blob with a sealed Shamir share."""
+    header, size = _sealed_form(context, sender, holder)
+    return header.blob_bytes(size)
+
+
+def key_sum_bytes(context: RoundContext) -> int:
+    """Returns the exact size of a key-sum blob."""
+    return _key_sum_header(context).blob_bytes(_key_bytes(context))
+
+
+def _sealed_form(context: RoundContext, sender: str, holder: str) -> tuple[Header, int]:
+    size = shamir_plain_bytes(context) + SEALED_OVERHEAD
+    return context.header(Kind.SEALED_SHAMIR, sender, (size,), holder), size
+
+
+def _key_sum_header(context: RoundContext) -> Header:
+    return context.header(Kind.KEY_SUM, "", _key_shape(context))
 
 
 def _key_shape(context: RoundContext) -> tuple[int, int, int]:

@@ -42,13 +42,16 @@ def read_signed(store: Store, key: str, model: type[P], study: str, key_hex: str
     return Signed(open_envelope(model, data, study, key_hex, sender), data, sha256_hex(data))
 
 
-def read_blob(store: Store, key: str, digest: str, sender: str) -> bytes:
+def read_blob(store: Store, key: str, digest: str, sender: str, largest_bytes: int) -> bytes:
     """Reads the object at `key` and checks its SHA-256 against a signed digest.
 
+    Args:
+        largest_bytes: Whoever signed the digest may have signed that of anything: no more than this is read.
+
     Raises:
-        PeerError: `blob-missing` or `blob-digest`, naming `sender`.
+        PeerError: `blob-missing`, `blob-digest` or `too-large`, naming `sender`.
     """
-    data = store.get(key)
+    data = store.get(key, largest_bytes)
     if data is None:
         raise PeerError("blob-missing", sender, f"{key.rsplit('/', 1)[-1]} is not in the store.")
     if sha256_hex(data) != digest:

@@ -6,6 +6,7 @@ It answers with wrong shares, contributes what does not fit together, or replace
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
@@ -19,20 +20,23 @@ from flows.opening_steps import OpeningSteps
 from flows.round import share_and_open, verify_can_go_on
 from flows.round_steps import Answers, EpochLost, RoundOutcome, RoundSteps
 from flows.waiting import SiteRuns
-from infra.embedded import EmbeddedConsortium, Faults, contribute
+from infra.embedded import EmbeddedConsortium, Faults, contribute, open_by_active_sets
 from schemas.errors import OperationError
+from schemas.layout import attempt_key, ceremony_key, round_key
 from schemas.messages import Record, ShareRequest
 from schemas.threshold import default_threshold
-from schemas.wire import pack_residues, residue_width, write_blob
+from schemas.wire import Kind, pack_residues, residue_width, write_blob
 from site_agents.certifying import Certifying
 from site_agents.round import SiteRound
 from tasks.audit.keys import read_public_keys
 from tasks.audit.verify import verify_evidence
-from tasks.rounds import MAXIMUM_REQUESTS, read_opening, read_request
+from tasks.rounds import MAXIMUM_REQUESTS, read_instruction, read_opening, read_request
 from tasks.secure_sum import contribute as contributing
+from tasks.secure_sum.ceremony import ceremony_blob_bytes
 from tasks.secure_sum.context import RoundContext
 from tasks.secure_sum.epoch import EpochSecrets
-from tasks.secure_sum.opening import share_header
+from tasks.secure_sum.opening import share_blob_bytes, share_header
+from tasks.secure_sum.record import key_ciphertext_bytes, key_sum_bytes, sealed_shamir_bytes
 from tasks.secure_sum.share import make_share
 from tasks.secure_sum.transcript import pack_rows
 from tasks.storage.mailbox import Signed
@@ -233,6 +237,36 @@ def test_rounds_that_are_spoiled_again_and_again_end_the_study_and_say_so(
     assert "unnamed" not in caught.value.message
 
 
+Replace = Callable[[EmbeddedConsortium, str], None]
+
+
+def _overwrite(consortium: EmbeddedConsortium, site: str, *items: str) -> None:
+    for item in items:
+        key = attempt_key(consortium.plan.study, 1, 1, site, item)
+        path = Path(consortium.coordinator.settings.store) / key
+        path.unlink()
+        path.write_bytes(b"other bytes than those that were signed")
+
+
+def replace_shares(consortium: EmbeddedConsortium, site: str) -> None:
+    _overwrite(consortium, site, *(f"shamir-{holder.name}.bin" for holder in consortium.plan.key_holders))
+
+
+def replace_contribution(consortium: EmbeddedConsortium, site: str) -> None:
+    _overwrite(consortium, site, "contribution.json")
+
+
+def replace_key(consortium: EmbeddedConsortium, site: str) -> None:
+    _overwrite(consortium, site, "key.bin")
+
+
+def enlarge_shares(consortium: EmbeddedConsortium, site: str) -> None:
+    for holder in consortium.plan.key_holders:
+        key = attempt_key(consortium.plan.study, 1, 1, site, f"shamir-{holder.name}.bin")
+        path = Path(consortium.coordinator.settings.store) / key
+        path.write_bytes(path.read_bytes() + b"\0")
+
+
 def collected(
     consortium: EmbeddedConsortium,
 ) -> tuple[RoundSteps, Signed[Any], Answers, Signed[Any], dict[str, Certifying]]:
@@ -243,3 +277,86 @@ def collected(
     steps.collect(instruction, answers)
     closed = steps.close(instruction, answers)
     return steps, instruction, answers, closed, {name: Certifying(work) for name, work in works.items()}
+
+
+@pytest.mark.parametrize("attack", [replace_shares, replace_contribution, replace_key, enlarge_shares])
+@pytest.mark.parametrize("moment", ["collected", "checked", "proposed", "certified"])
+def test_what_is_replaced_after_the_collection_closed_leaves_out_its_sender_or_nobody(
+    prepared: Prepared, attack: Replace, moment: str
+) -> None:
+    consortium = open_consortium(prepared)
+    steps, instruction, answers, closed, holders = collected(consortium)
+    opening, site = OpeningSteps(steps), prepared.plan.contributors[3].name
+    if moment == "collected":
+        attack(consortium, site)
+    assert all(holder.check_shares() for name, holder in holders.items())
+    if moment == "checked":
+        attack(consortium, site)
+    record = opening.propose(instruction, answers, closed, steps.read_checks(closed))
+    if moment == "proposed":
+        attack(consortium, site)
+    assert all(holder.certify() for holder in holders.values())
+    if moment == "certified":
+        attack(consortium, site)
+    open_by_active_sets(opening, holders, instruction, record, ())
+
+    left_out = moment == "collected" or (moment == "checked" and attack in (replace_contribution, replace_key))
+    assert record.predicate.dropped == (((site, "invalid"),) if left_out else ())
+    assert steps.recompute()[1].opening is not None
+
+
+def test_a_holder_that_names_everybody_else_faulty_is_not_heard(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consortium = open_consortium(prepared)
+    steps, instruction, answers, closed, holders = collected(consortium)
+    *others, liar = [holder.name for holder in prepared.plan.key_holders]
+    for name, holder in holders.items():
+        with monkeypatch.context() as patch:
+            if name == liar:
+                patch.setattr("site_agents.certifying.find_shamir_faults", lambda *_: tuple(others))
+            assert holder.check_shares()
+    assert steps.read_checks(closed)[liar] == tuple(others)
+
+    record = OpeningSteps(steps).propose(instruction, answers, closed, steps.read_checks(closed))
+
+    assert record.predicate.dropped == ()
+
+
+def test_a_share_larger_than_any_is_not_read_and_its_sender_is_left_out(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consortium = open_consortium(prepared)
+    liar, honest = prepared.plan.contributors[3].name, contributing._seal_shares
+
+    def seal(context: RoundContext, sender: str, *rest: Any) -> dict[str, bytes]:
+        sealed = honest(context, sender, *rest)
+        return {holder: blob + bytes(sender == liar) for holder, blob in sealed.items()}
+
+    monkeypatch.setattr(contributing, "_seal_shares", seal)
+    steps, _, answers, _, _ = collected(consortium)
+    assert answers.invalid == {liar: "too-large"}
+    consortium.run_round(steps.public, 1)
+
+
+def test_the_sizes_that_readers_allow_are_those_of_what_was_sent(prepared: Prepared) -> None:
+    consortium = open_consortium(prepared)
+    public, store, study = consortium.finished_ceremony(), consortium.coordinator.store, prepared.plan.study
+    consortium.run_round(public, 1)
+    instruction = read_instruction(store, prepared.plan, 1, 1)
+    assert instruction is not None
+    context = RoundContext.of(prepared.plan, public, instruction.predicate, instruction.digest)
+    names = [holder.name for holder in prepared.plan.key_holders]
+    one, other = names[:2]
+    sizes = {
+        attempt_key(study, 1, 1, one, "key.bin"): key_ciphertext_bytes(context, one),
+        attempt_key(study, 1, 1, one, f"shamir-{other}.bin"): sealed_shamir_bytes(context, one, other),
+        round_key(study, 1, one, "share-1.bin"): share_blob_bytes(context, one),
+        round_key(study, 1, None, "key-sum.bin"): key_sum_bytes(context),
+        ceremony_key(study, 1, one, "public-share.bin"): ceremony_blob_bytes(prepared.plan, Kind.PUBLIC_SHARE, one),
+        ceremony_key(study, 1, one, f"sealed-{other}.bin"): ceremony_blob_bytes(
+            prepared.plan, Kind.SEALED_KEY, one, other
+        ),
+        ceremony_key(study, 1, one, "self-test-1.bin"): ceremony_blob_bytes(prepared.plan, Kind.SELF_TEST, one),
+    }
+    assert {key: store.size(key) for key in sizes} == sizes
