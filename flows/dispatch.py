@@ -21,14 +21,11 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempoten
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments.flow_runs import arun_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import get_current_settings
 from prefect.states import Crashed
 
 from schemas.errors import OperationError
 
 UNREADABLE_CODE: Final = "unreadable-code"
-_AT_ONCE: Final = 4
-_SELDOM_SECONDS: Final = 1.0
 _CODE: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -74,11 +71,6 @@ def dispatch_key(study: str, kind: str, site: str, *, round: int | None = None, 
     return "/".join([study, kind, "-" if round is None else str(round), site, str(dispatch)])
 
 
-def dispatches_at_once() -> int:
-    """Returns how many runs may be started at a time: SQLite stalls on several writers, and is asked more rarely."""
-    return 1 if get_current_settings().worker.query_seconds >= _SELDOM_SECONDS else _AT_ONCE
-
-
 async def dispatch(
     site: str,
     flow_name: str,
@@ -91,7 +83,8 @@ async def dispatch(
 ) -> str:
     """Starts the deployment `<flow_name>/<site>` and returns the flow run's id without waiting for it.
 
-    Inside a flow the new run is linked as its child. Call it for at most `dispatches_at_once` sites at a time.
+    Inside a flow the new run is linked as its child. Call it for one site after another: SQLite stalls on several
+    writers, and on PostgreSQL four at once took longer (a round of 3.9 s instead of 3.2 on two cores).
 
     Args:
         is_new: `find_keys` has just not found the key: it is not looked for again.

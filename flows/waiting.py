@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable
 from typing import Any
 
 from flows.context import CoordinatorContext
-from flows.dispatch import abandon_run, dispatch, dispatch_key, dispatches_at_once, find_keys, run_state
+from flows.dispatch import abandon_run, dispatch, dispatch_key, find_keys, run_state
 from flows.pages import study_tag
 from schemas.errors import OperationError
 from schemas.plan import Agreement
@@ -44,25 +43,11 @@ class SiteRuns:
         self._checked = time.monotonic()
 
     async def start(self, sites: Iterable[str]) -> None:
-        """Starts the sites' flow runs, as many at once as the server bears.
-
-        A site whose agent never registered is left silent.
-
-        Raises:
-            OperationError: as `dispatch`, once every dispatch that was under way has ended.
-        """
+        """Starts the sites' flow runs, one after another; a site whose agent never registered is left silent."""
         keys = {site: self._key(site, 1) for site in sites}
         taken = await find_keys(list(keys.values()))
-        free = asyncio.Semaphore(dispatches_at_once())
-
-        async def begin(site: str, key: str) -> None:
-            async with free:
-                await self._start(site, 1, is_new=key not in taken)
-
-        ended = await asyncio.gather(*(begin(site, key) for site, key in keys.items()), return_exceptions=True)
-        for error in ended:
-            if error is not None:
-                raise error
+        for site, key in keys.items():
+            await self._start(site, 1, is_new=key not in taken)
 
     async def revive(self, sites: Iterable[str]) -> None:
         """Starts a new run at each of `sites` whose run has ended; looks at most every `CHECK_RUNS_SECONDS`."""
