@@ -350,11 +350,6 @@ class AuditContext:
         """Returns the public side of a key ceremony, re-derived from its messages."""
         return self.remember(("epoch", number), lambda: derive_epoch(self, number), f"epoch {number}")
 
-    def epoch_complete(self, number: int) -> bool:
-        """Tells whether every key holder signed the epoch's transcript."""
-        signed = {item.site for item in self.select("transcript", epoch=number)}
-        return signed >= {site.name for site in self.plan.key_holders}
-
     # --- logs
 
     @property

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from schemas.layout import ceremony_key
+from schemas.ledger import KeyCeremony
+from tasks.audit.registry import AuditFailure
 from tasks.secure_sum.ceremony import PHASES, derive_public_epoch
 from tasks.secure_sum.epoch import EpochPublic
 
 if TYPE_CHECKING:
     from tasks.audit.context import AuditContext
+
+
+def epochs_that_count(context: AuditContext, owner: str) -> set[int]:
+    """Returns the epochs that an instruction names or that the log of `owner` has entered.
+
+    Nothing was ever encrypted under any other: a ceremony that broke off, though its last message may have come since.
+    """
+    counted = {context.instruction(r, a).predicate.epoch for r in context.rounds for a in context.attempts(r)}
+    with contextlib.suppress(AuditFailure):  # the checks of the log say so
+        entries = [entry.body for _, entry in context.log(owner).about(context.study)]
+        counted |= {body.epoch for body in entries if isinstance(body, KeyCeremony)}
+    return counted
 
 
 def derive_epoch(context: AuditContext, number: int) -> EpochPublic:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from flows.ceremony_steps import sign_ceremony_instruction
 from infra.embedded import EmbeddedConsortium
 from schemas.ledger import NO_STUDY, Refused
 from site_agents.agent import _publish_ledgers
+from site_agents.ceremony import STEPS, SiteCeremony
 from tasks.audit.export import export_evidence
 from tasks.audit.keys import read_public_keys
 from tasks.audit.verify import verify_evidence
@@ -46,6 +48,24 @@ def test_an_entry_of_another_study_at_the_moment_of_closing_is_left_out_of_the_c
 
     monkeypatch.setattr(LedgerStore, "sign_checkpoint", sign_late)
     consortium.release(1, None, "no more rounds")
+    verify_now(prepared, consortium)
+
+
+def test_a_ceremony_that_broke_off_and_completes_too_late_does_not_fail_the_audit(
+    study_after_ceremony: Prepared, tmp_path: Path
+) -> None:
+    prepared = copy_study(study_after_ceremony, tmp_path / "study")
+    consortium = open_consortium(prepared)
+    consortium.run_round(consortium.finished_ceremony(), 1)
+    sign_ceremony_instruction(consortium.coordinator, 2)
+    late = [SiteCeremony(consortium.sites[site.name], 2) for site in prepared.plan.key_holders]
+    for party in late:
+        party.verify()
+    for _, _, step in STEPS:
+        for party in late:
+            step(party)
+    consortium.run_round(consortium.run_ceremony(3), 2)
+    consortium.release(2, None, "no more rounds")
     verify_now(prepared, consortium)
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from schemas.layout import ceremony_key
 from schemas.messages import CeremonyInstruction
 from tasks.audit.context import AuditContext
+from tasks.audit.epochs import epochs_that_count
 from tasks.audit.registry import Check, Findings, NotApplicable
 from tasks.secure_sum.parameters import derive_sid, parameters_digest
 
 
 def check_ceremonies(context: AuditContext, findings: Findings) -> str | NotApplicable:
-    """Re-derives every epoch: commitments, openings, self-test, transcript and sid*."""
-    used = {context.instruction(r, a).predicate.epoch for r in context.rounds for a in context.attempts(r)}
-    if not context.epochs and not used:
+    """Re-derives every epoch that an instruction or the study log names: commitments, openings, self-test, sid*."""
+    counted = epochs_that_count(context, context.plan.coordinator.name)
+    if not context.epochs and not counted:
         return NotApplicable("no key ceremony was begun")
     finished = 0
-    for epoch in sorted({*context.epochs, *used}):
+    for epoch in sorted({*context.epochs, *counted}):
         with findings.at(f"epoch {epoch}"):
             path = ceremony_key(context.study, epoch, None, "instruction.json")
             asked = context.from_coordinator(path, CeremonyInstruction).predicate
@@ -23,8 +24,8 @@ def check_ceremonies(context: AuditContext, findings: Findings) -> str | NotAppl
             findings.expect(
                 (asked.epoch, asked.sid, asked.parameters) == expected, path, "names another epoch, sid or parameters"
             )
-            if epoch not in used and not context.epoch_complete(epoch):
-                continue  # Abandoned before everybody signed: nothing was ever encrypted under it.
+            if epoch not in counted:
+                continue
             context.epoch(epoch)
             finished += 1
     return f"{finished} ceremonies, {len(context.plan.key_holders)} key holders"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from schemas.ledger import Body
 from tasks.audit.context import AuditContext
+from tasks.audit.epochs import epochs_that_count
 from tasks.audit.names import Item
 from tasks.audit.registry import Check, Findings
 
@@ -87,7 +88,7 @@ def _message_fact(context: AuditContext, owner: str, item: Item) -> tuple[object
     match item.kind:
         case "approval":
             return "plan-approved", context.approval(owner).digest
-        case "transcript" | "ceremony-instruction" if context.epoch_complete(item.epoch):
+        case "transcript" | "ceremony-instruction" if item.epoch in epochs_that_count(context, owner):
             return "key-ceremony", item.epoch, context.epoch(item.epoch).sid_star
         case "instruction":
             return "instruction-issued", round_, attempt, context.instruction(round_, attempt).digest
