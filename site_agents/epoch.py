@@ -32,7 +32,7 @@ def load_epoch(context: SiteContext[Agreement], epoch: int, sid_star: str) -> Si
     """Loads the epoch that an instruction names.
 
     Raises:
-        PeerError: `wrong-epoch` if the signed ceremony in the store has another sid*.
+        PeerError: `study-released`; `wrong-epoch` if the signed ceremony in the store has another sid*.
         OperationError: `epoch-lost` if this key holder has no secrets of it, or has said so before.
     """
     public = public_epoch(context, epoch)
@@ -41,6 +41,10 @@ def load_epoch(context: SiteContext[Agreement], epoch: int, sid_star: str) -> Si
     holders = [site.name for site in context.plan.key_holders]
     if context.name not in holders:
         return SiteEpoch(public, None)
+    if context.released:
+        raise PeerError(
+            "study-released", context.plan.coordinator.name, "the study was released: this site erased its key share."
+        )
     if any(entry.body == said_lost(sid_star) for entry in context.ledger.entries_for(NO_STUDY)):
         # Others go on without this share since it was said to be lost; a folder that comes back changes nothing.
         raise OperationError(

@@ -1,9 +1,9 @@
 """Epoch secrets and the register of signed records: memory only, one record per round.
 
 Invariants: what is here never leaves the machine and is in no backup (a restored holder that still signs could give two
-certificates for one round at the small defaults); `register_record` succeeds for one record per (sid*, round), whatever
-the attempt, and is durable (for this folder) before a signature exists; a site accepts one sid* per epoch, and epochs
-only increase.
+certificates for one round at the small defaults); secrets are erased with the next epoch, with the study's release, or
+when the site leaves; `register_record` succeeds for one record per (sid*, round), whatever the attempt, and is durable
+(for this folder) before a signature exists; a site accepts one sid* per epoch, and epochs only increase.
 """
 
 from __future__ import annotations

@@ -26,6 +26,11 @@ class SiteClosing:
         self.context = context
         self.plan: Agreement = context.plan
 
+    def close(self, body: ModelReleased | StatisticsAnswered) -> None:
+        """Enters the end into the ledger and erases this site's share of the key: nothing is opened any more."""
+        self.context.ledger.append_once(self.plan.study, body)
+        self.context.keystore.erase_secrets()
+
     def publish_checkpoint(self) -> None:
         """Publishes the rest of this site's ledger and a signed checkpoint over it."""
         key = ledger_key(self.plan.study, self.context.name, False, "checkpoint.json")
@@ -106,7 +111,7 @@ class SiteRelease(SiteClosing):
         if (given.model, given.weights) != (state_digest(lineage.state), weights):
             raise PeerError("wrong-release", coordinator.name, "the released model does not follow from the openings.")
         self.verify_log(coordinator.name, coordinator.identity_key, coordinator=True)
-        self.context.ledger.append_once(study, ModelReleased(release=given))
+        self.close(ModelReleased(release=given))
 
 
 class SiteAnswer(SiteClosing):
@@ -138,4 +143,4 @@ class SiteAnswer(SiteClosing):
         if given.predicate != expected:
             raise PeerError("wrong-release", coordinator.name, "the answer does not follow from the opened sum.")
         self.verify_log(coordinator.name, coordinator.identity_key, coordinator=True)
-        context.ledger.append_once(plan.study, StatisticsAnswered(release=given.predicate))
+        self.close(StatisticsAnswered(release=given.predicate))

@@ -123,6 +123,8 @@ def test_nothing_is_trained_certified_or_shared_after_the_release(consortium: Em
     consortium.release(1, None, "stopped by hand")
     site = consortium.plan.sites[0].name
     before = charges(consortium, site, "training")
+    for context in consortium.sites.values():
+        assert not list(context.home.memory_folder.rglob("secrets-*")), "a share of the key outlives the study"
 
     publish(consortium, instruction(consortium, public, round=2))
     error = contribute(SiteRound(consortium.sites[site], 2, 1))
