@@ -97,7 +97,7 @@ def propose(home: Path, draft: Path, requests: Sequence[JoinRequest]) -> StudyPl
             raise PlanError(
                 "home-has-study",
                 f"This home is that of study {settings.study[:12]}.",
-                "Make another home for another study: coordinator init.",
+                'Make another home, as "The next study" in docs/deployment.md says: coordinator init.',
             )
         identity = read_identity(home, settings.name)
         if draft.suffix in STUDY_FILES and not requests:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -138,6 +139,8 @@ def test_a_proposal_names_only_sites_that_asked_and_one_study_a_home(approved: C
     assert shown.startswith(f"{approved.sites[0]}: 110 patients, contributes and holds a share of the key")
     again = refused("coordinator", "propose", *coordinator, str(approved.draft), "--site", approved.sites[0])
     assert again.code == "home-has-study"
+    section, document = re.search(r'"(.+)" in (docs/\S+\.md)', again.remedy).groups()
+    assert f"\n## {section}\n" in (Path(__file__).parents[2] / document).read_text()
     (approved.coordinator / "summary.json").write_text("{}")  # nor after its release: its schedule would end at once
     again = refused("coordinator", "propose", *coordinator, str(approved.draft), "--site", approved.sites[0])
     assert again.code == "home-has-study"
