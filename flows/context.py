@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
-
-from pydantic import ValidationError
 
 from flows.progress import Progress
 from schemas.canonical import sha256_hex
@@ -21,6 +18,7 @@ from schemas.statistics import StatisticsPlan, parse_agreement
 from tasks.identity import Identity, load_identity
 from tasks.ledger.store import LedgerStore
 from tasks.rounds import read_instruction, read_plan, verify_approvals
+from tasks.settings_file import read_settings
 from tasks.storage.base import Store
 from tasks.storage.opening import open_store
 from tasks.study_log import PublishedLog, published_size, read_slices
@@ -89,12 +87,7 @@ def question_folder(home: Path, question: str) -> Path:
 
 
 def _read_settings(home: Path) -> CoordinatorSettings:
-    try:
-        return CoordinatorSettings.model_validate(json.loads((home / "config.json").read_text()))
-    except (OSError, ValueError, ValidationError):
-        raise OperationError(
-            "settings-unreadable", f"Expected a coordinator's config.json in {home.name}.", "Prepare the home first."
-        ) from None
+    return read_settings(CoordinatorSettings, home / "config.json")
 
 
 def _open(home: Path, folder: Path, settings: CoordinatorSettings, model: type[Plan_co]) -> CoordinatorContext[Plan_co]:

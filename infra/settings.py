@@ -6,17 +6,15 @@ cannot reach a site.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from schemas.errors import OperationError
 from schemas.options import Settings, SiteSettings
+from tasks.settings_file import read_settings
 
 S = TypeVar("S", bound=Settings)
 
@@ -94,16 +92,9 @@ def load_settings(model: type[S], path: Path) -> S:
     """Loads a settings file.
 
     Raises:
-        OperationError: `settings-unreadable`, naming the fields that do not fit, never their values.
+        OperationError: `settings-unreadable`, as `read_settings`: what does not fit and where, never a value.
     """
-    try:
-        return model.model_validate(json.loads(path.read_text()))
-    except ValidationError as error:
-        fields = ", ".join(sorted({".".join(str(part) for part in item["loc"]) or "format" for item in error.errors()}))
-        message = f"Expected {path.name} to hold {model.__name__}; these fields do not fit: {fields}."
-    except (OSError, ValueError):
-        message = f"Expected a settings file {path.name} in {path.parent}."
-    raise OperationError("settings-unreadable", message, "Name the home folder with --home, or prepare it again.")
+    return read_settings(model, path)
 
 
 def save_settings(value: Settings, path: Path) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from schemas.errors import OperationError
 from schemas.options import SiteSettings
 from tasks.identity import Identity, load_identity
+from tasks.settings_file import read_settings
 
 
 @dataclass(frozen=True)
@@ -56,19 +54,7 @@ def open_home(folder: Path) -> SiteHome:
     Raises:
         OperationError: `settings-unreadable`, `identity-unreadable`, `wrong-identity`.
     """
-    try:
-        settings = SiteSettings.model_validate(json.loads((folder / "config.json").read_text()))
-    except ValidationError as error:
-        fields = ", ".join(sorted({".".join(str(part) for part in item["loc"]) or "format" for item in error.errors()}))
-        raise OperationError(
-            "settings-unreadable",
-            f"Expected a site's config.json in {folder.name}; these fields do not fit: {fields}.",
-            "Correct them; if a newer version wrote them, start the agent again.",
-        ) from None
-    except (OSError, ValueError):
-        raise OperationError(
-            "settings-unreadable", f"Expected a site's config.json in {folder.name}.", "Prepare the site's home first."
-        ) from None
+    settings = read_settings(SiteSettings, folder / "config.json")
     identity = load_identity(folder / "identity.json")
     if identity.name != settings.name:
         raise OperationError("wrong-identity", "config.json and identity.json name different sites.", "Correct one.")

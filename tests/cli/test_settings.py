@@ -1,12 +1,16 @@
 """A participant's process inherits nothing that was not meant for it."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from flows.context import open_coordinator
 from infra.settings import load_settings, participant_environment, proxy_password, read_environment, save_settings
 from schemas.errors import OperationError
-from schemas.options import SiteSettings
+from schemas.options import CoordinatorSettings, ReviewerSettings, SiteSettings
+from site_agents.home import open_home
 
 SETTINGS = SiteSettings(
     name="mercy", store="s", data="d", studies=("a" * 64,), prefect_api_url="u", epsilon="3", delta="1e-5"
@@ -47,10 +51,75 @@ def test_settings_survive_a_round_trip_and_are_private(tmp_path: Path) -> None:
 def test_settings_that_do_not_fit_name_the_field_and_not_the_value(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(SETTINGS.model_dump_json().replace('"delta"', '"dleta"').replace("1e-5", "secret"))
-    with pytest.raises(OperationError, match="these fields do not fit: delta, dleta") as caught:
+    with pytest.raises(
+        OperationError, match=r"these fields do not fit: delta \(missing\), dleta \(unknown\)"
+    ) as caught:
         load_settings(SiteSettings, path)
     assert caught.value.code == "settings-unreadable"
     assert "secret" not in str(caught.value)
+    assert "Correct config.json" in caught.value.remedy
+
+
+def _reads(home: Path) -> list[Callable[[], object]]:
+    """All ways in which a site's settings are read."""
+    return [lambda: load_settings(SiteSettings, home / "config.json"), lambda: open_home(home)]
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "remedy"),
+    [
+        (b'{\n  "name": "mercy"\n  "store": "swordfish"\n}', r"to be JSON; it is not: line 3, column 3\.$", "a comma"),
+        (b"", r"line 1, column 1\.$", "Correct config.json"),
+        (b'{"name": "swordfish", "paused": swordfish}', r"line 1, column 33\.$", "Correct config.json"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "a number or a list is far too long", "Correct config.json"),
+        (b"[" * 200_000, "a number or a list is far too long", "Correct config.json"),
+        (b'["swordfish"]', "to be one JSON object", "Correct config.json"),
+        (b'"swordfish \xff"', "to be UTF-8 text", "as UTF-8"),
+        (b'{"format": "swordfish"}', r"format \(wrong value\), name \(missing\)", "if a newer version wrote it"),
+        (b'{"name": {"swordfish": "swordfish"}}', r"name \(wrong value\)", "Correct config.json"),
+        (b'{"options": {"swordfishes": 1}}', r"options\.swordfishes \(unknown\)", "Correct config.json"),
+    ],
+)
+def test_a_mistake_in_a_settings_file_is_shown_where_it_is_and_costs_no_key(
+    content: bytes, said: str, remedy: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    for read in _reads(tmp_path):
+        with pytest.raises(OperationError, match=r"to be|these fields") as caught:
+            read()
+        assert re.search(said, caught.value.message)
+        assert remedy in caught.value.remedy
+        assert caught.value.code == "settings-unreadable"
+        assert "swordfish" not in str(caught.value).replace("swordfishes", "")
+        assert "repare" not in str(caught.value)
+
+
+def test_a_settings_file_that_is_missing_or_closed_is_not_a_mistake_in_it(tmp_path: Path) -> None:
+    for read in _reads(tmp_path):
+        with pytest.raises(OperationError, match=r"Expected a settings file config\.json in .* Name the home folder"):
+            read()
+    (tmp_path / "config.json").mkdir()
+    for read in _reads(tmp_path):
+        with pytest.raises(OperationError, match=r"Cannot read config\.json in .* \(Is a directory\)"):
+            read()
+
+
+def test_another_kind_of_home_is_named_as_such_and_its_fields_are_not_listed(tmp_path: Path) -> None:
+    save_settings(SETTINGS, tmp_path / "config.json")
+    with pytest.raises(OperationError, match=r"Expected a coordinator's home; .* is a hospital's\. Name the other"):
+        load_settings(CoordinatorSettings, tmp_path / "config.json")
+    with pytest.raises(OperationError, match=r"Expected a coordinator's home; .* is a hospital's") as caught:
+        open_coordinator(tmp_path)
+    assert caught.value.code == "settings-unreadable"
+    save_settings(
+        CoordinatorSettings(name="c", store="s", prefect_api_url="u", mlflow_uri="m", artifacts=""),
+        tmp_path / "config.json",
+    )
+    for read in _reads(tmp_path):
+        with pytest.raises(OperationError, match=r"Expected a hospital's home; .* is a coordinator's"):
+            read()
+    with pytest.raises(OperationError, match=r"Expected a reviewer's home; .* is a coordinator's"):
+        load_settings(ReviewerSettings, tmp_path / "config.json")
 
 
 def test_a_token_is_not_sent_in_the_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
