@@ -26,7 +26,9 @@ def make_home(home: Path, settings: SiteSettings | CoordinatorSettings) -> Ident
     identity = generate_identity(settings.name)
     if any((home / name).exists() for name in ("config.json", "identity.json")):
         raise OperationError(
-            "home-exists", f"{home} is somebody's home already.", "Keep it: its keys are in plans. Choose another."
+            "home-exists",
+            f"{home} is somebody's home already.",
+            "Keep it: its keys are in plans. Correct its config.json, or choose another folder.",
         )
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)

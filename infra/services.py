@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from infra.postgres import Postgres, find_postgres_programs, start_postgres
-from infra.prefect_server import PrefectServer, start_prefect_server
+from infra.prefect_server import PrefectServer, is_loopback, start_prefect_server
 from infra.processes import ChildProcess, WorkdirLock, is_port_free, start_process
 from infra.settings import load_settings, participant_environment
 from schemas.errors import OperationError
@@ -89,15 +90,15 @@ def running_services(home: Path, say: Callable[[str], None]) -> Iterator[Service
         say: Receives one line per step.
 
     Raises:
-        OperationError: `workdir-in-use`, `port-in-use`, `service-died`, and those of the servers' own start.
+        OperationError: `workdir-in-use` if they run already, `ports-disagree`, `port-in-use`, `service-died`, and those
+            of the servers' own start.
     """
     settings = load_settings(CoordinatorSettings, home / "config.json")
     services = load_settings(ServiceSettings, home / "services.json")
-    for port in (services.prefect_port, services.mlflow_port):
-        if not is_port_free(port):
-            raise OperationError("port-in-use", f"Port {port} is in use by another program.", "Edit services.json.")
     with ExitStack() as stack:
-        stack.enter_context(WorkdirLock(home / "services"))
+        # Before the ports: those of this home's own servers are in use by them.
+        _hold_servers(stack, home)
+        _verify_ports(settings, services)
         own = services.prefect_database_file is None or services.mlflow_database_file is None
         postgres = _start_postgres(home, say) if own else None
         if postgres is not None:
@@ -125,6 +126,49 @@ def running_services(home: Path, say: Callable[[str], None]) -> Iterator[Service
         yield running
 
 
+def _hold_servers(stack: ExitStack, home: Path) -> None:
+    try:
+        stack.enter_context(WorkdirLock(home / "services"))
+    except OperationError as error:
+        if error.code != "workdir-in-use":
+            raise
+        raise OperationError(
+            error.code,
+            f"This home's servers run already. {error.message}",
+            "Use them (consilium coordinator status), or stop that process first.",
+        ) from None
+
+
+def _verify_ports(settings: CoordinatorSettings, services: ServiceSettings) -> None:
+    """Refuses ports that others hold, and addresses at which the commands would find another coordinator's servers.
+
+    An address that is not this machine's in plain HTTP is another server on purpose.
+    """
+    for name, port, field_name, address in (
+        ("prefect_port", services.prefect_port, "prefect_api_url", settings.prefect_api_url),
+        ("mlflow_port", services.mlflow_port, "mlflow_uri", settings.mlflow_uri),
+    ):
+        if address.startswith("http://") and is_loopback(address) and _port_of(address) != port:
+            raise OperationError(
+                "ports-disagree",
+                f"{name} in services.json and {field_name} in config.json name different ports of this machine.",
+                f"Correct one: the commands ask the server at {field_name}, whoever's it is.",
+            )
+        if not is_port_free(port):
+            raise OperationError(
+                "port-in-use",
+                f"Port {port} is in use by another program.",
+                f"Stop it, or name another port as {name} in services.json and in {field_name} of config.json.",
+            )
+
+
+def _port_of(address: str) -> int | None:
+    try:
+        return urlsplit(address).port or 80
+    except ValueError:  # beyond 65535, or no number
+        return None
+
+
 @contextmanager
 def _stopped_on_error(process: ChildProcess) -> Iterator[ChildProcess]:
     """Stops a process that was begun before something else failed."""
@@ -140,7 +184,11 @@ def _start_postgres(home: Path, say: Callable[[str], None]) -> Postgres | None:
         say("There is no PostgreSQL here: SQLite serves a trial, not a study with many sites")
         return None
     say("Starting PostgreSQL")
-    return start_postgres(home / "services" / "postgres", log=_log(home, "postgres"), databases=("prefect", "mlflow"))
+    folder = home / "services" / "postgres"
+    postgres = start_postgres(folder, log=_log(home, "postgres"), databases=("prefect", "mlflow"))
+    if not postgres.data_folder.is_relative_to(home.resolve()):
+        say(f"The database is not in the home but in {postgres.data_folder}: root's cannot be. Use another account")
+    return postgres
 
 
 def _start_mlflow(

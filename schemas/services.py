@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from schemas.options import Settings
 
@@ -23,7 +24,14 @@ class ServiceSettings(Settings):
 
     format: Literal["consilium/services/1"] = "consilium/services/1"
     prefect_port: int = Field(default=4200, ge=1, le=65535)
-    mlflow_port: int = Field(default=5000, ge=1, le=65535)
+    mlflow_port: int = Field(default=5000, ge=1, le=65535, validate_default=True)
     prefect_database_file: str | None = None
     mlflow_database_file: str | None = None
     mlflow_artifacts: str | None = None
+
+    @field_validator("mlflow_port")
+    @classmethod
+    def _is_not_prefects(cls, port: int, others: ValidationInfo) -> int:
+        if port == others.data.get("prefect_port"):
+            raise PydanticCustomError("same_port", "the same as prefect_port")
+        return port

@@ -23,7 +23,7 @@ _KINDS: Final = {
     "consilium/site/1": "a hospital's",
     "consilium/reviewer/1": "a reviewer's",
 }
-_WRONG: Final = {"missing": "missing", "extra_forbidden": "unknown"}
+_WRONG: Final = {"missing": "missing", "extra_forbidden": "unknown", "same_port": "the same as prefect_port"}
 
 
 def read_settings(model: type[S], path: Path) -> S:

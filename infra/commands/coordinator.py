@@ -65,6 +65,8 @@ def init(
     from schemas.services import ServiceSettings
     from tasks.storage.s3_policy import ARTIFACTS
 
+    if prefect_port == mlflow_port:
+        raise click.UsageError("--prefect-port and --mlflow-port must differ: two servers listen.")
     settings = CoordinatorSettings(
         name=name,
         store=store_address(store),

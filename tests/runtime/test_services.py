@@ -50,7 +50,8 @@ def test_the_coordinators_servers_start_keep_artifacts_in_the_bucket_and_end_tog
                 name for name in names if name.startswith("one/mlflow/")
             ]
             refused = CliRunner().invoke(main, ["coordinator", "up", "--home", str(home)])
-            assert "port-in-use" in refused.output
+            assert "Error (workdir-in-use): This home's servers run already." in refused.output
+            assert f"is in use by process {process.pid}." in refused.output
             database = _child(process.pid, b"postgres")
             for word, url in ((b"mlflow", f"{ports[1]}/health"), (b"prefect", f"{ports[0]}/api/health")):
                 os.kill(_child(process.pid, word), signal.SIGKILL)
@@ -66,6 +67,8 @@ def test_the_coordinators_servers_start_keep_artifacts_in_the_bucket_and_end_tog
             process.send_signal(signal.SIGTERM)
             output, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
+        # Root's database belongs to another account, which cannot pass this folder.
+        assert ("The database is not in the home but in " in errors) == (os.geteuid() == 0)
         assert output.endswith("Stopped.\n")
         assert not is_answering(f"http://127.0.0.1:{ports[0]}/api/health")
         assert not is_answering(f"http://127.0.0.1:{ports[1]}/health")
