@@ -84,7 +84,7 @@ def apply_bucket(
     address, s3 = _bucket(settings)
     bucket, root = split_address(address)
     client = open_client(s3.model_copy(update={"credentials_file": str(owner.absolute())}))
-    with calling():
+    with calling(bucket):
         if policy is not None:
             client.put_bucket_policy(Bucket=bucket, Policy=policy_text(policy))
         if ciphertext_days is not None:

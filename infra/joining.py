@@ -8,7 +8,6 @@ from pathlib import Path
 
 from infra.homes import read_identity, site_store
 from infra.settings import load_settings
-from schemas.canonical import is_name
 from schemas.envelope import envelope_digest, envelope_signer, open_envelope, sign_envelope
 from schemas.errors import EvidenceError, OperationError, PeerError, PlanError, SiteDataError
 from schemas.joining import JoinRequest
@@ -16,6 +15,7 @@ from schemas.layout import join_prefix
 from schemas.ledger import NO_STUDY
 from schemas.options import SiteSettings
 from schemas.plan import SiteEntry
+from tasks.identity import verify_party_name
 from tasks.storage.base import Store
 
 LARGEST_REQUEST = 1 << 20
@@ -121,8 +121,7 @@ def entry_of(request: JoinRequest) -> SiteEntry:
 
 
 def _newest(store: Store, name: str) -> JoinRequest:
-    if not is_name(name):
-        raise OperationError("bad-name", f"Expected a name like general-hospital, got {name!r}.")
+    verify_party_name(name)
     requests = [open_request(store.get(key, LARGEST_REQUEST) or b"", name) for key in store.list(join_prefix(name))]
     if not requests:
         raise PeerError("no-request", name, "has not asked to join.", "It runs consilium site join.")

@@ -34,7 +34,10 @@ _EVENTS_KEPT: Final = "P2D"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _LOCKED_OUT: Final = "the proxy refuses the token"
 _CERTIFICATE_REFUSED: Final = "its certificate is not trusted here"
+_NO_CERTIFICATE: Final = "ca_file holds no certificate"
 _REMEDIES: Final = {
+    _NO_CERTIFICATE: "Write the PEM file of the authority that signed the server's certificate there, or correct "
+    "ca_file in config.json.",
     _LOCKED_OUT: "Ask the coordinator for this site's token and write it to the file that token_file names.",
     _CERTIFICATE_REFUSED: "Name the authority that signed it as ca_file in config.json; if it is out of date, ask the "
     "coordinator.",
@@ -159,15 +162,17 @@ def prefect_client_environment(
     )
 
 
-def wait_for_api(api_url: str, timeout_seconds: float = 60.0, password: str | None = None) -> None:
-    """Waits until the server at `api_url` answers its health check; `password` as in `is_healthy`.
+def wait_for_api(
+    api_url: str, timeout_seconds: float = 60.0, password: str | None = None, authority: str | None = None
+) -> None:
+    """Waits until the server at `api_url` answers its health check; arguments as `why_unhealthy`.
 
     Raises:
         OperationError: `prefect-unreachable`.
     """
     deadline = time.monotonic() + timeout_seconds
-    while (why := why_unhealthy(api_url, password)) is not None:
-        if time.monotonic() > deadline:
+    while (why := why_unhealthy(api_url, password, authority)) is not None:
+        if why == _NO_CERTIFICATE or time.monotonic() > deadline:
             raise OperationError(
                 "prefect-unreachable",
                 f"No Prefect server answered at {api_url} within {timeout_seconds:.0f} seconds: {why}.",
@@ -257,14 +262,37 @@ def why_unhealthy(api_url: str, password: str | None = None, authority: str | No
         # Not for whoever a redirect leads to.
         request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
     try:
-        https = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=authority))
+        context = ssl.create_default_context(cafile=authority)
+    except OSError:  # no such file, or nothing in it that is a certificate
+        return _NO_CERTIFICATE
+    try:
+        https = urllib.request.HTTPSHandler(context=context)
         with urllib.request.build_opener(proxies_for(api_url), https).open(request, timeout=2) as answer:
-            return None if answer.status == 200 else f"status {answer.status}"
+            return None if answer.status == 200 else _say_status(answer.status, api_url)
     except urllib.error.HTTPError as error:
-        return _LOCKED_OUT if error.code == 401 else f"status {error.code}"
+        return _LOCKED_OUT if error.code == 401 else _say_status(error.code, api_url)
     except (OSError, ValueError) as error:
         untrusted = isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError)
         return _CERTIFICATE_REFUSED if untrusted else "no connection"
+
+
+def _say_status(status: int, api_url: str) -> str:
+    return f"status {status}" if api_url.endswith("/api") else f"status {status}, and the address does not end in /api"
+
+
+def verify_api_address(address: str) -> None:
+    """Refuses what cannot be a Prefect server's address.
+
+    Raises:
+        OperationError: `prefect-address`.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not address.endswith("/api"):
+        raise OperationError(
+            "prefect-address",
+            "Expected the address of the Prefect server or proxy to begin with https:// (or http://) and end in /api.",
+            "Name it like https://study.example.org/api, as the coordinator gave it to you.",
+        )
 
 
 def is_loopback(api_url: str) -> bool:

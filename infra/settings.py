@@ -118,9 +118,10 @@ def enter_site_environment(home: Path, settings: SiteSettings) -> None:
     if password is not None:
         # Prefect sends it with every request; the proxy takes it off.
         os.environ["PREFECT_API_AUTH_STRING"] = password
-    if settings.ca_file is not None:
-        os.environ["PREFECT_API_SSL_CERT_FILE"] = os.environ["SSL_CERT_FILE"] = str(home / settings.ca_file)
-    enter_participant_environment(home, settings.prefect_api_url)
+    authority = str(home / settings.ca_file) if settings.ca_file is not None else None
+    if authority is not None:
+        os.environ["PREFECT_API_SSL_CERT_FILE"] = os.environ["SSL_CERT_FILE"] = authority
+    enter_participant_environment(home, settings.prefect_api_url, authority)
 
 
 def _verify_encrypted(address: str) -> None:
@@ -148,19 +149,29 @@ def proxy_password(home: Path, settings: SiteSettings) -> str | None:
 
 def _read_token(path: Path) -> str:
     try:
-        facts, token = path.stat(), path.read_text().strip()
-    except OSError:
-        facts, token = None, ""
-    if facts is None or facts.st_mode & 0o077 or not token:
-        raise OperationError(
-            "token-unreadable",
-            f"Expected this site's token in {path.name}, readable by its owner only.",
-            "Write the token that the coordinator gave you to the file, then chmod 600.",
-        )
+        mode, token = path.stat().st_mode, path.read_text().strip()
+    except UnicodeDecodeError:
+        raise _token_unreadable("it holds no text") from None
+    except OSError as error:
+        raise _token_unreadable(f"it cannot be read ({error.strerror})") from None
+    if mode & 0o077:
+        raise _token_unreadable("others can read it")
+    if not token:
+        raise _token_unreadable("it is empty")
     return token
 
 
-def enter_participant_environment(home: Path, prefect_api_url: str) -> None:
+def _token_unreadable(why: str) -> OperationError:
+    # Not the path: somebody may have written the token itself there.
+    return OperationError(
+        "token-unreadable",
+        f"Expected this site's token in the file that token_file in config.json names; {why}.",
+        "Write the token that the coordinator gave you to that file, then chmod 600. A relative path begins at the "
+        "home folder.",
+    )
+
+
+def enter_participant_environment(home: Path, prefect_api_url: str, authority: str | None = None) -> None:
     """Makes this process a participant: no telemetry, no pickle, the Prefect server of its settings and no other.
 
     Call it before Prefect or MLflow is imported. A process that a supervisor started has all of it already; one that a
@@ -169,6 +180,7 @@ def enter_participant_environment(home: Path, prefect_api_url: str) -> None:
     Args:
         home: The participant's home folder.
         prefect_api_url: From its config.json; `PREFECT_API_URL` in the environment comes first.
+        authority: File with the authority of the server's certificate; by default the system's.
 
     Raises:
         OperationError: `prefect-unreachable`.
@@ -181,4 +193,5 @@ def enter_participant_environment(home: Path, prefect_api_url: str) -> None:
         if name.upper() == "NO_PROXY":  # the person's own list, and this machine
             os.environ[name] = value
         os.environ.setdefault(name, value)
-    wait_for_api(address, timeout_seconds=15, password=os.environ.get("PREFECT_API_AUTH_STRING"))
+    password = os.environ.get("PREFECT_API_AUTH_STRING")
+    wait_for_api(address, timeout_seconds=15, password=password, authority=authority)

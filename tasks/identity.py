@@ -37,10 +37,27 @@ class Identity:
         return f"Identity({self.name}, {self.identity_key[:16]}…)"
 
 
-def generate_identity(name: str) -> Identity:
-    """Generates fresh keys for `name` from the operating system's randomness."""
+def verify_party_name(name: str) -> None:
+    """Refuses what cannot be the name of a site, a coordinator or a reviewer.
+
+    Raises:
+        OperationError: `bad-name`.
+    """
     if not is_name(name):
-        raise OperationError("bad-name", f"Expected a name like general-hospital, got {name!r}.")
+        raise OperationError(
+            "bad-name",
+            f"Expected a name like general-hospital, got {name!r}.",
+            "A name is a lower-case letter, then at most 30 lower-case letters, digits and hyphens.",
+        )
+
+
+def generate_identity(name: str) -> Identity:
+    """Generates fresh keys for `name` from the operating system's randomness.
+
+    Raises:
+        OperationError: `bad-name`.
+    """
+    verify_party_name(name)
     return Identity(name, Ed25519PrivateKey.generate(), generate_hpke_key())
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,7 @@ def serve_home(home: Path) -> None:
     """Runs the coordinator's Prefect worker until it is stopped.
 
     Raises:
-        OperationError: `settings-unreadable`, `prefect-unreachable`, `not-deployed`.
+        OperationError: `settings-unreadable`, `prefect-unreachable`, `not-deployed`, `worker-running`.
     """
     # A schedule that is five seconds late harms nobody; asking four times a second would keep the database busy.
     os.environ["PREFECT_WORKER_QUERY_SECONDS"] = "5"
@@ -64,12 +67,27 @@ def serve_home(home: Path) -> None:
 
     worker = ProcessWorker(POOL, create_pool_if_not_found=False)
     try:
-        with shown_running(home):
+        with _only_worker(home), shown_running(home):
             asyncio.run(worker.start())
     except ObjectNotFound:
         raise OperationError(
             "not-deployed", f"There is no work pool {POOL}.", "Run `consilium coordinator deploy` first."
         ) from None
+
+
+@contextmanager
+def _only_worker(home: Path) -> Iterator[None]:
+    # Not the lock that shows the worker: whoever looks at that one holds it for an instant.
+    with (home / "serve.lock").open("ab") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OperationError(
+                "worker-running",
+                "A worker of this home runs already: another consilium coordinator serve.",
+                "Leave it, or stop it first.",
+            ) from None
+        yield
 
 
 def enter_home(home: Path) -> Any:
@@ -151,7 +169,7 @@ def proxy(home: Path, listen: str, certificate: Path, key: Path, out: Path | Non
     One proxy serves one coordinator: the --out of another one is refused. Two on one machine listen on two ports.
     """
     from flows.context import open_coordinator
-    from infra.proxy.config import ProxyOptions, current_user, passable, write_proxy
+    from infra.proxy.config import ProxyOptions, current_user, passable, verify_tls_files, write_proxy
     from infra.proxy.owner import mark_owner, verify_owner
 
     root, folder = os.geteuid() == 0, out.absolute() if out is not None else home.absolute() / "proxy"
@@ -166,6 +184,7 @@ def proxy(home: Path, listen: str, certificate: Path, key: Path, out: Path | Non
     verify_owner(folder, own_key, sites, default=out is None)
     behind = context.settings.prefect_api_url
     options = ProxyOptions(listen, behind, certificate.absolute(), key.absolute(), current_user())
+    verify_tls_files(options)
     config = write_proxy(folder, sites, options)
     mark_owner(folder, own_key)
     if root and not passable(folder):

@@ -51,8 +51,12 @@ def init(
 ) -> None:
     """Make the hospital's folder: settings and fresh keys that never leave it."""
     from infra.homes import fingerprint, make_home, make_s3, store_address
+    from infra.prefect_server import verify_api_address
     from schemas.options import SiteSettings
 
+    verify_api_address(prefect)
+    if float(delta) >= 1:
+        raise click.UsageError("--delta is a probability, far below 1: for instance 1e-5.")
     settings = SiteSettings(
         name=name,
         store=store_address(store),

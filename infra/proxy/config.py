@@ -83,6 +83,27 @@ def passable(folder: Path) -> bool:
     return all(path.stat().st_mode & stat.S_IXOTH for path in there)
 
 
+def verify_tls_files(options: ProxyOptions) -> None:
+    """Refuses a certificate or a key that is not there; nginx would say so only when it is started.
+
+    One that only root can look at is let through: root starts nginx.
+
+    Raises:
+        OperationError: `tls-file-missing`.
+    """
+    for option, path in (("--certificate", options.certificate), ("--key", options.key)):
+        try:
+            there = stat.S_ISREG(path.stat().st_mode)
+        except PermissionError:
+            continue
+        except OSError:
+            there = False
+        if not there:
+            raise OperationError(
+                "tls-file-missing", f"Expected a PEM file at {path}; there is none.", f"Correct {option}."
+            )
+
+
 def write_proxy(folder: Path, sites: Sequence[str], options: ProxyOptions) -> Path:
     """Writes ``nginx.conf``, the password file and, for each site that has none yet, a token.
 

@@ -138,7 +138,7 @@ class S3Store:
         under = f"{self._name(prefix)}/"
         keys: list[str] = []
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.place.bucket, Prefix=under)
-        with calling():
+        with calling(self.place.bucket):
             for page in pages:
                 keys += [item["Key"] for item in page.get("Contents", ()) if item["Key"].startswith(under)]
         skip = len(self.place.root) + 1 if self.place.root else 0
@@ -150,7 +150,7 @@ class S3Store:
         for attempt in range(self.place.attempts):
             with opened() as source:
                 try:
-                    with calling():
+                    with calling(self.place.bucket):
                         self._send(key, source)
                     self._there.add(key)
                     return
@@ -218,12 +218,12 @@ class S3Store:
 
     def _head(self, key: str) -> Mapping[str, Any] | None:
         name = self._name(key)
-        return found_or_none(lambda: self.client.head_object(Bucket=self.place.bucket, Key=name))
+        return found_or_none(lambda: self.client.head_object(Bucket=self.place.bucket, Key=name), self.place.bucket)
 
     def _answer(self, key: str) -> Mapping[str, Any] | None:
         name = self._name(key)
         try:
-            return found_or_none(lambda: self.client.get_object(Bucket=self.place.bucket, Key=name))
+            return found_or_none(lambda: self.client.get_object(Bucket=self.place.bucket, Key=name), self.place.bucket)
         except Unreadable:
             raise PeerError(
                 "object-unreadable", owner_of(key), f"{key} is archived, or encrypted with a key of its writer's."

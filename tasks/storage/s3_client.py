@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import stat
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,10 @@ def open_client(settings: S3Settings) -> Any:
     """Opens a client that signs the bytes it sends and repeats a request only after a transient error.
 
     Raises:
-        OperationError: `insecure-endpoint`, and those of `read_credentials`.
+        OperationError: `insecure-endpoint`, `ca-file-unreadable`, and those of `read_credentials`.
     """
     _verify_endpoint(settings)
+    _verify_authority(settings)
     credentials = read_credentials(Path(settings.credentials_file))
     import boto3
     import botocore.session
@@ -125,3 +127,16 @@ def _verify_endpoint(settings: S3Settings) -> None:
         "Expected the store's endpoint to begin with https://.",
         "Give the server a certificate; insecure_http in config.json is for a network of your own.",
     )
+
+
+def _verify_authority(settings: S3Settings) -> None:
+    if settings.ca_file is None:
+        return
+    try:
+        ssl.create_default_context(cafile=settings.ca_file)
+    except OSError:  # no such file, or nothing in it that is a certificate
+        raise OperationError(
+            "ca-file-unreadable",
+            "Expected a PEM file with certificates where s3.ca_file in config.json says.",
+            "Correct s3.ca_file, or put the certificate of the authority that signed the store's there.",
+        ) from None

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from schemas.canonical import is_name as is_party_name
-from schemas.errors import OperationError
+from tasks.identity import verify_party_name
 from tasks.storage.s3 import CIPHERTEXT_TAG
 
 # MLflow's part of the store: what the coordinator keeps for itself, and no site can read.
@@ -45,8 +44,7 @@ def site_statements(bucket: str, root: str, site: str, enforce_conditions: bool 
     Raises:
         OperationError: `bad-name`.
     """
-    if not is_party_name(site):
-        raise OperationError("bad-name", f"Expected a name like general-hospital, got {site!r}.")
+    verify_party_name(site)
     own = f"sites/{site}/*"
     readable = [own, "coordinator/*", *(name.format(holder=site) for name in _READABLE)]
     # Elsewhere the tag would let a site's own evidence expire.

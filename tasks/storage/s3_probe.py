@@ -66,7 +66,7 @@ def _probe_name(store: S3Store) -> str:
 
 def _is_created(client: Any, where: dict[str, str]) -> bool:
     try:
-        with calling():
+        with calling(where["Bucket"]):
             # Random bytes: a server that only compares content would pass with equal ones.
             client.put_object(**where, Body=secrets.token_bytes(16), IfNoneMatch="*")
     except Taken:
@@ -77,35 +77,35 @@ def _is_created(client: Any, where: dict[str, str]) -> bool:
 
 
 def _refuses_parts(client: Any, where: dict[str, str]) -> bool:
-    with calling():
+    with calling(where["Bucket"]):
         upload = where | {"UploadId": client.create_multipart_upload(**where)["UploadId"]}
     try:
-        with calling():
+        with calling(where["Bucket"]):
             tag = client.upload_part(**upload, PartNumber=1, Body=secrets.token_bytes(16))["ETag"]
             parts = {"Parts": [{"PartNumber": 1, "ETag": tag}]}
             client.complete_multipart_upload(**upload, MultipartUpload=parts, IfNoneMatch="*")
     except Taken:
-        with calling():
+        with calling(where["Bucket"]):
             client.abort_multipart_upload(**upload)
         return True
     return False
 
 
 def _is_versioned(client: Any, bucket: str) -> bool | None:
-    answer = _ask(lambda: client.get_bucket_versioning(Bucket=bucket))
+    answer = _ask(lambda: client.get_bucket_versioning(Bucket=bucket), bucket)
     return None if answer is None else answer.get("Status") == "Enabled"
 
 
 def _is_locked(client: Any, bucket: str) -> bool | None:
-    answer = _ask(lambda: client.get_object_lock_configuration(Bucket=bucket))
+    answer = _ask(lambda: client.get_object_lock_configuration(Bucket=bucket), bucket)
     return None if answer is None else answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
 
 
-def _ask(call: Any) -> dict[str, Any] | None:
+def _ask(call: Any, bucket: str) -> dict[str, Any] | None:
     """Returns the server's answer, {} if there is no such configuration, None if this participant may not ask."""
     from botocore.exceptions import ClientError
 
-    with calling():
+    with calling(bucket):
         try:
             answer: dict[str, Any] = call()
             return answer

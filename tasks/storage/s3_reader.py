@@ -72,7 +72,7 @@ class S3Reader(io.RawIOBase):
             )
         self._attempts -= 1
         time.sleep(0.1)
-        with calling():
+        with calling(self._where["Bucket"]):
             answer = self._client.get_object(**self._where, Range=f"bytes={self._offset}-{self._size - 1}")
         if answer.get("ETag") != self._tag:
             answer["Body"].close()

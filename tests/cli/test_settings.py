@@ -122,6 +122,27 @@ def test_another_kind_of_home_is_named_as_such_and_its_fields_are_not_listed(tmp
         load_settings(ReviewerSettings, tmp_path / "config.json")
 
 
+def test_a_token_file_that_does_not_do_says_why_and_never_what_is_in_it(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"token_file": "swordfish", "prefect_api_url": "https://x/api"})
+    path = tmp_path / "swordfish"
+
+    def problem() -> str:
+        with pytest.raises(OperationError, match="Expected this site's token in the file that token_file") as caught:
+            proxy_password(tmp_path, settings)
+        assert (caught.value.code, "swordfish" in str(caught.value)) == ("token-unreadable", False)
+        return caught.value.message.rpartition("; ")[2]
+
+    assert problem() == "it cannot be read (No such file or directory)."
+    path.write_bytes(b"\xff")
+    path.chmod(0o600)
+    assert problem() == "it holds no text."
+    path.write_text("\n")
+    assert problem() == "it is empty."
+    path.write_text("swordfish\n")
+    path.chmod(0o640)
+    assert problem() == "others can read it."
+
+
 def test_a_token_is_not_sent_in_the_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "token").write_text("swordfish\n")
     (tmp_path / "token").chmod(0o600)

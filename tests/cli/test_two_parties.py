@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from flows.lease import hold_study
 from infra.cli import main
+from infra.commands.deploy import _only_worker
 from infra.embedded import Faults, contribute
 from infra.settings import load_settings
 from infra.status import shown_running
@@ -134,9 +135,34 @@ def test_a_home_is_never_made_twice_and_its_keys_are_private(consortium: Consort
     asked = ("--name", "other", "--data", "x", "--epsilon", "3", "--delta", "1e-5", "--prefect", "http://x/api")
     error = refused("site", "init", "--home", str(home), *asked, "--store", str(consortium.folder / "s"))
     assert error.code == "home-exists"
+    assert "Correct its config.json, or choose another folder." in error.remedy
     assert (home / "identity.json").read_bytes() == before
     assert home.stat().st_mode & 0o077 == 0
     assert (home / "config.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_hospital_is_not_made_with_what_cannot_be_right(tmp_path: Path) -> None:
+    home = tmp_path / "mercy"
+    asked = ["site", "init", "--home", str(home), "--data", "x", "--epsilon", "3", "--store", str(tmp_path / "s")]
+    named = ["--name", "mercy", "--delta", "1e-5", "--prefect"]
+    assert refused(*asked, *named, "https://127.0.0.1:4613").code == "prefect-address"
+    assert refused(*asked, *named, "study.example.org/api").code == "prefect-address"
+    good = ["--prefect", "https://study.example.org/api"]
+    error = refused(*asked, "--name", "Mercy Hospital", "--delta", "1e-5", *good)
+    assert (error.code, error.message) == ("bad-name", "Expected a name like general-hospital, got 'Mercy Hospital'.")
+    assert "at most 30 lower-case letters, digits and hyphens" in error.remedy
+    result = CliRunner().invoke(main, [*asked, "--name", "mercy", "--delta", "5", *good])
+    assert (result.exit_code, "--delta is a probability" in result.output) == (2, True)
+    assert not home.exists()
+
+
+def test_a_second_worker_of_one_home_is_refused(consortium: Consortium) -> None:
+    with _only_worker(consortium.coordinator):
+        with pytest.raises(OperationError, match="A worker of this home runs already") as caught:
+            _only_worker(consortium.coordinator).__enter__()
+        assert caught.value.code == "worker-running"
+    with _only_worker(consortium.coordinator):
+        assert run("coordinator", "status", "--home", str(consortium.coordinator))
 
 
 def test_the_buckets_policy_is_printed_and_applied(on_s3: Consortium, server: S3Server) -> None:

@@ -5,11 +5,20 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from infra.prefect_server import PrefectServer, prefect_client_environment, start_prefect_server, wait_for_api
+from infra.prefect_server import (
+    PrefectServer,
+    prefect_client_environment,
+    start_prefect_server,
+    verify_api_address,
+    wait_for_api,
+    why_unhealthy,
+)
 from infra.processes import find_free_port
 from schemas.errors import OperationError
 
@@ -57,6 +66,40 @@ def test_server_that_nobody_runs_is_unreachable() -> None:
     with pytest.raises(OperationError, match="No Prefect server answered") as caught:
         wait_for_api(f"http://127.0.0.1:{find_free_port()}/api", timeout_seconds=0.0)
     assert caught.value.code == "prefect-unreachable"
+
+
+def test_an_authority_that_is_no_certificate_is_told_at_once_and_as_such(tmp_path: Path) -> None:
+    (tmp_path / "authority.json").write_text('{"name": "swordfish"}')
+    for name in ("authority.json", "none.pem"):
+        wrong = str(tmp_path / name)
+        assert why_unhealthy("https://127.0.0.1:9/api", authority=wrong) == "ca_file holds no certificate"
+        with pytest.raises(OperationError, match="ca_file holds no certificate") as caught:
+            wait_for_api("https://127.0.0.1:9/api", timeout_seconds=3600, authority=wrong)
+        assert "correct ca_file in config.json" in caught.value.remedy
+
+
+class _Closed(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(403)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_a_refusal_at_an_address_without_api_says_so() -> None:
+    with HTTPServer(("127.0.0.1", 0), _Closed) as closed:
+        threading.Thread(target=closed.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{closed.server_port}"
+        assert why_unhealthy(address) == "status 403, and the address does not end in /api"
+        assert why_unhealthy(f"{address}/api") == "status 403"
+        closed.shutdown()
+
+
+@pytest.mark.parametrize("address", ["study.example.org", "https://127.0.0.1:4613", "https:///api", "ftp://x/api", ""])
+def test_an_address_that_can_be_no_server_of_prefect_is_refused(address: str) -> None:
+    with pytest.raises(OperationError, match=r"begin with https:// \(or http://\) and end in /api") as caught:
+        verify_api_address(address)
+    assert caught.value.code == "prefect-address"
+    verify_api_address("https://study.example.org/api")
 
 
 def test_participants_settings_reach_prefect(tmp_path: Path) -> None:

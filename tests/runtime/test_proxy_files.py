@@ -16,7 +16,7 @@ import pytest
 
 from infra.cli import main
 from infra.processes import find_free_port
-from infra.proxy.config import ProxyOptions, current_user, passable, write_proxy
+from infra.proxy.config import ProxyOptions, current_user, passable, verify_tls_files, write_proxy
 from infra.proxy.owner import mark_owner, verify_owner
 from schemas.errors import OperationError
 from tests.consortium.tls import write_certificate
@@ -148,6 +148,12 @@ def test_a_second_coordinator_does_not_lock_out_the_hospitals_of_the_first(
         main.main(["coordinator", "proxy", "--home", str(home), *tls, *out], standalone_mode=False)
 
     shared = tmp_path / "shared"
+    for missing, option in (("t", "--certificate"), ("k", "--key")):
+        with pytest.raises(OperationError, match=f"Expected a PEM file at {tmp_path}/{missing}; there is none") as lost:
+            write(homes[0], "--out", str(shared))
+        assert (lost.value.code, lost.value.remedy) == ("tls-file-missing", f"Correct {option}.")
+        assert not shared.exists()
+        (tmp_path / missing).write_text("PEM")
     for _ in range(2):
         write(homes[0], "--out", str(shared))
     before = {path: path.read_bytes() for path in shared.rglob("*") if path.is_file()}
@@ -159,6 +165,23 @@ def test_a_second_coordinator_does_not_lock_out_the_hospitals_of_the_first(
     )
     assert {path: path.read_bytes() for path in shared.rglob("*") if path.is_file()} == before
     write(homes[1], "--out", str(tmp_path / "apart"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_a_key_that_only_root_can_look_at_is_left_to_roots_nginx() -> None:
+    owner = pwd.getpwnam("daemon")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+        (folder / "closed").mkdir(mode=0o700)
+        key, missing = folder / "closed" / "key.pem", folder / "key.pem"
+        os.seteuid(owner.pw_uid)
+        try:
+            verify_tls_files(ProxyOptions("127.0.0.1:8443", "http://127.0.0.1:4200", key, key))
+            with pytest.raises(OperationError, match="there is none"):
+                verify_tls_files(ProxyOptions("127.0.0.1:8443", "http://127.0.0.1:4200", key, missing))
+        finally:
+            os.seteuid(0)
 
 
 def test_an_older_versions_folder_is_taken_over_by_those_whom_it_lets_in(tmp_path: Path) -> None:

@@ -165,7 +165,9 @@ def test_a_transient_error_is_tried_again_and_a_refusal_is_not(store: S3Store, f
     assert len(faults.requests) == 3
     faults.reset()
     faults.answer_first = ["403 Forbidden"]
-    with pytest.raises(OperationError, match="refuses these credentials") as caught:
+    with pytest.raises(
+        OperationError, match=f"refuses these credentials for this name in the bucket {store.place.bucket}"
+    ) as caught:
         store.put("sites/a/two", b"2")
     assert caught.value.code == "store-denied"
     assert len(faults.requests) == 1
@@ -290,12 +292,29 @@ def test_evidence_is_locked_where_the_bucket_can_and_refused_where_it_cannot(ser
 
 def test_a_bucket_or_a_server_that_is_not_there_is_one_sentence(server: S3Server, faults: Faults) -> None:
     faults.reset()
-    with pytest.raises(OperationError, match="The bucket does not exist"):
+    with pytest.raises(OperationError, match="The bucket nowhere-at-all does not exist") as caught:
         open_store("s3://nowhere-at-all", "sites/a", server.settings)
+    assert (caught.value.code, "s3.endpoint" in caught.value.remedy) == ("store-missing", True)
     closed = server.settings.model_copy(update={"endpoint": "http://127.0.0.1:9", "attempts": 1})
-    with pytest.raises(OperationError, match="did not answer") as caught:
+    with pytest.raises(OperationError, match=r"The store at 127\.0\.0\.1:9 did not answer \(") as caught:
         open_store("s3://study", "sites/a", closed)
     assert caught.value.code == "store-unreachable"
+    assert "probe" not in str(caught.value), "no name of an object"
+
+
+def test_a_server_whose_certificate_is_not_trusted_is_told_apart(server: S3Server, tmp_path: Path) -> None:
+    endpoint = str(server.settings.endpoint).replace("http://", "https://")
+    no_tls = server.settings.model_copy(update={"endpoint": endpoint, "attempts": 1})
+    with pytest.raises(OperationError, match=r"did not answer: its certificate is not trusted here, or it") as caught:
+        open_store("s3://study", "sites/a", no_tls)
+    assert caught.value.message.startswith(f"The store at {endpoint.removeprefix('https://')} did not")
+    assert "s3.ca_file in config.json" in caught.value.remedy
+    (tmp_path / "authority.json").write_text('{"name": "swordfish"}')
+    for name in ("none.pem", "authority.json"):
+        wrong = no_tls.model_copy(update={"ca_file": str(tmp_path / name)})
+        with pytest.raises(OperationError, match=r"PEM file with certificates where s3\.ca_file") as caught:
+            open_store("s3://study", "sites/a", wrong)
+        assert (caught.value.code, "swordfish" in str(caught.value)) == ("ca-file-unreadable", False)
 
 
 def test_a_secret_comes_from_a_private_file_and_is_never_shown(tmp_path: Path) -> None:
@@ -372,7 +391,9 @@ def test_an_object_that_its_writer_archived_is_the_writers_fault(server: S3Serve
 
 def test_a_server_that_redirects_for_ever_is_unreachable(store: S3Store, faults: Faults) -> None:
     faults.answer_first = ["307 Temporary Redirect"] * 1000
-    with pytest.raises(OperationError, match="The store did not answer") as caught:
+    with pytest.raises(
+        OperationError, match=f"The store with the bucket {store.place.bucket} did not answer"
+    ) as caught:
         store.get("sites/a/message.json")
     faults.reset()
     assert caught.value.code == "store-unreachable"
