@@ -70,6 +70,9 @@ def init(
         ca_file=str(ca_file.absolute()) if ca_file else None,
     )
     identity = make_home(home, settings)
+    for option, path in (("--data", Path(data)), ("--credentials", credentials), ("--ca-file", ca_file)):
+        if path is not None and not path.exists():
+            click.echo(f"Not there yet: {path.absolute()} ({option}). Put it there, or correct config.json.", err=True)
     click.echo(f"Made {home} for {name}. Back up identity.json alone; never restore an older ledger.sqlite.")
     click.echo(f"Fingerprint: {fingerprint(identity.identity_key)}")
     click.echo(f"Next: consilium site join --home {home} --patients N")

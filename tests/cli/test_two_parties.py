@@ -154,6 +154,10 @@ def test_a_hospital_is_not_made_with_what_cannot_be_right(tmp_path: Path) -> Non
     result = CliRunner().invoke(main, [*asked, "--name", "mercy", "--delta", "5", *good])
     assert (result.exit_code, "--delta is a probability" in result.output) == (2, True)
     assert not home.exists()
+    result = CliRunner().invoke(main, [*asked, "--name", "mercy", "--delta", "1e-5", *good])
+    assert result.exit_code == 0
+    assert f"Not there yet: {Path('x').absolute()} (--data)." in result.stderr
+    assert "Not there yet" not in result.stdout
 
 
 def test_a_second_worker_of_one_home_is_refused(consortium: Consortium) -> None:
