@@ -68,8 +68,21 @@ def _from_study(path: Path, requests: Sequence[JoinRequest]) -> dict[str, Any]:
         "format": "consilium/plan/1",
         "title": study.title,
         "purpose": study.purpose,
+        "reviewers": [reviewer.model_dump(mode="json") for reviewer in study.reviewers],
+        "release": study.release.model_dump(mode="json"),
         **{name: part.model_dump(mode="json") for name, part in named.items()},
     }
+
+
+def warn_of(plan: StudyPlan) -> str:
+    """Says what a plan that holds lets people regret later; empty if nothing."""
+    if plan.reviewers:
+        return ""
+    return (
+        "The plan names no reviewer: its model stays a candidate and is never released. To have it reviewed, add "
+        "`reviewers` (what consilium review init prints) to the study file or plan, and propose again before any "
+        "hospital approves."
+    )
 
 
 def propose(home: Path, draft: Path, requests: Sequence[JoinRequest]) -> StudyPlan:

@@ -320,18 +320,28 @@ class StudyPlan(Agreement):
     def _check_reviewers(self) -> Self:
         keys = [s.identity_key for s in self.sites] + [self.coordinator.identity_key]
         verify_distinct_keys([*keys, *(r.identity_key for r in self.reviewers)])
-        if len({r.name for r in self.reviewers}) != len(self.reviewers):
-            raise PlanError("plan-reviewers", "Two reviewers have the same name.", "Give every reviewer a name.")
-        if self.release.reviewers_needed > max(1, len(self.reviewers)):
-            raise PlanError(
-                "plan-reviewers",
-                f"Expected at least {self.release.reviewers_needed} reviewers, got {len(self.reviewers)}.",
-                "Name more reviewers, or lower release.reviewers_needed.",
-            )
+        verify_reviewers(self.reviewers, self.release)
         return self
 
 
 Plan_co = TypeVar("Plan_co", bound=Agreement, default=StudyPlan, covariant=True)
+
+
+def verify_reviewers(reviewers: Sequence[ReviewerEntry], release: ReleaseSpec) -> None:
+    """Refuses reviewers who could never release a model.
+
+    Raises:
+        PlanError: `plan-reviewers`, `plan-keys`.
+    """
+    verify_distinct_keys([reviewer.identity_key for reviewer in reviewers])
+    if len({reviewer.name for reviewer in reviewers}) != len(reviewers):
+        raise PlanError("plan-reviewers", "Two reviewers have the same name.", "Give every reviewer a name.")
+    if release.reviewers_needed > max(1, len(reviewers)):
+        raise PlanError(
+            "plan-reviewers",
+            f"Expected at least {release.reviewers_needed} reviewers, got {len(reviewers)}.",
+            "Name more reviewers, or lower release.reviewers_needed.",
+        )
 
 
 def verify_distinct_keys(keys: Sequence[str]) -> None:

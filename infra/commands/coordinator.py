@@ -182,6 +182,7 @@ def propose(home: Path, draft: Path, names: tuple[str, ...], files: tuple[Path, 
     from infra.joining import read_requests
     from infra.plans import describe_plan
     from infra.proposing import propose as publish
+    from infra.proposing import warn_of
     from infra.settings import load_settings
     from schemas.options import CoordinatorSettings
 
@@ -192,6 +193,8 @@ def propose(home: Path, draft: Path, names: tuple[str, ...], files: tuple[Path, 
     for site in plan.sites:
         click.echo(f"{site.name}\n    {fingerprint(site.identity_key)}")
     click.echo(f"\nPublished. Tell the hospitals this digest by a safe way:\n{plan.study}")
+    if warning := warn_of(plan):
+        click.echo(f"\nWarning: {warning}", err=True)
 
 
 @click.command(

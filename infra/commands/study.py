@@ -74,6 +74,7 @@ def study_check(file: Path, data_dir: Path | None, as_json: bool) -> None:
     click.echo(f"Numbers  {found.numbers}: they fit together")
     click.echo(f"Model    {found.features} encoded features, {found.rounds} rounds")
     click.echo(f"Noise    multiplier {found.noise_multiplier}")
+    click.echo(f"Review   {found.review}")
     click.echo("Contract every site's rows pass")
 
 

@@ -287,6 +287,9 @@ model: {{kind: logistic}}  # or {{kind: mlp, hidden: [16]}}
 mechanism: {{rounds: 10, clip_norm: 0.5}}
 # optimizer, evaluation, threshold: derived from the above if left out
 # sites: {{north: 400, south: 250}}  declared, rounded patients; left out, all sites of the column, rounded up to ten
+# Who may release the model: what each reviewer's `consilium review init` prints. Without them it stays a candidate.
+# reviewers: [{{"name": "dr-example", "identity_key": "64 digits"}}]
+# release: {{reviewers_needed: 1}}  # so many of them must approve
 # All parties on this machine, on one table. A real study has no such section: every hospital has its own table.
 simulation:
   data: {json.dumps(str(options.sample.absolute()), ensure_ascii=False)}

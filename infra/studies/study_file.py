@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.datasets import PlanParts
 from schemas.canonical import Decimal, Name
 from schemas.contract import DataContract
 from schemas.options import Settings
-from schemas.plan import BudgetSpec, EvaluationSpec, MechanismSpec, ModelSpec, OptimizerSpec
+from schemas.plan import (
+    BudgetSpec,
+    EvaluationSpec,
+    MechanismSpec,
+    ModelSpec,
+    OptimizerSpec,
+    ReleaseSpec,
+    ReviewerEntry,
+    verify_reviewers,
+)
 from schemas.threshold import Threshold, default_threshold, verify_numbers_fit
 from schemas.yaml_files import model_from_plain, read_yaml
 
@@ -99,6 +108,9 @@ class StudyFile(Settings):
         threshold: Numbers of the secure sum; the default for the number of sites if left out.
         committee: How many sites hold a share of the key: the first in name order; all if left out.
         sites: Site name -> publicly declared, rounded number of patients; in a simulation they can be left out.
+        reviewers: Name and key of everybody who may release the model, as `consilium review init` prints them; without
+            any it stays a candidate. A run on this machine asks nobody.
+        release: How many of them must approve.
         simulation, accuracy: For this machine alone; no part of a plan.
     """
 
@@ -114,15 +126,22 @@ class StudyFile(Settings):
     threshold: Threshold | None = None
     committee: int | None = Field(default=None, ge=2)
     sites: dict[Name, int] = Field(default={})
+    reviewers: tuple[ReviewerEntry, ...] = ()
+    release: ReleaseSpec = ReleaseSpec()
     simulation: Simulation | None = None
     accuracy: Accuracy | None = None
+
+    @model_validator(mode="after")
+    def _check_reviewers(self) -> Self:
+        verify_reviewers(self.reviewers, self.release)
+        return self
 
 
 def read_study(path: Path) -> tuple[StudyFile, DataContract]:
     """Reads a study file and its contract.
 
     Raises:
-        PlanError: `yaml-unreadable`, `yaml-fields`, and what the contract's reader raises.
+        PlanError: `yaml-unreadable`, `yaml-fields`, `plan-reviewers`, `plan-keys`; what the contract's reader raises.
     """
     from tasks.contract.contract_file import read_contract
 

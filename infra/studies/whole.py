@@ -50,13 +50,18 @@ class WholeStudy(Settings):
 
 
 class Prepared(Settings):
-    """What follows from a study file and its table, before anything is written."""
+    """What follows from a study file and its table, before anything is written.
+
+    Attributes:
+        review: Who may release the model, in words.
+    """
 
     sites: dict[str, int]
     numbers: str
     features: int
     noise_multiplier: str
     rounds: int
+    review: str
 
 
 def check_study(path: Path, data_dir: Path | None = None) -> Prepared:
@@ -68,14 +73,21 @@ def check_study(path: Path, data_dir: Path | None = None) -> Prepared:
     from schemas.plan import feature_count
     from schemas.threshold import describe
 
-    _, tables, parts, numbers = _read(path, data_dir)
+    study, tables, parts, numbers = _read(path, data_dir)
     return Prepared(
         sites={table.site: table.declared_patients for table in tables},
         numbers=describe(numbers),
         features=feature_count(parts.contract),
         noise_multiplier=parts.mechanism.noise_multiplier,
         rounds=parts.mechanism.rounds,
+        review=_describe_review(study),
     )
+
+
+def _describe_review(study: StudyFile) -> str:
+    if not study.reviewers:
+        return "the file names no reviewer: the model stays a candidate"
+    return f"{study.release.reviewers_needed} of {', '.join(r.name for r in study.reviewers)} must approve the model"
 
 
 def run_whole_study(path: Path, out: Path, say: Say, data_dir: Path | None = None) -> WholeStudy:

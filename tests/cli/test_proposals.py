@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from infra.approving import describe_decision
+from infra.cli import main
 from infra.homes import fingerprint
 from infra.joining import open_request
 from infra.plans import read_plan
@@ -216,6 +218,51 @@ def test_a_study_file_becomes_a_plan_whose_numbers_follow_from_the_sites_that_as
     plan = json.loads((consortium.coordinator / "plan.json").read_text())
     assert plan["threshold"] == default_threshold(4).model_dump(mode="json")
     assert plan["contract"]["name"] == "uci-heart"
+
+
+def test_reviewers_and_their_number_go_from_the_study_file_into_the_plan(consortium: Consortium) -> None:
+    file = consortium.folder / "study.yaml"
+    shutil.copyfile(HEART, consortium.folder / "contract.yaml")
+    printed = [review_init(consortium, name) for name in ("dr-a", "dr-b")]
+    file.write_text(STUDY + f"reviewers: [{', '.join(printed)}]\nrelease: {{reviewers_needed: 2}}\n")
+    sites = [part for site in consortium.sites[:4] for part in ("--site", site)]
+    said = run("coordinator", "propose", "--home", str(consortium.coordinator), str(file), *sites)
+    assert "no reviewer" not in said
+    plan = read_plan(consortium.coordinator / "plan.json")
+    assert [reviewer.model_dump() for reviewer in plan.reviewers] == [json.loads(text) for text in printed]
+    assert plan.release.reviewers_needed == 2
+
+
+def review_init(consortium: Consortium, name: str) -> str:
+    """Returns what `review init` prints, as it is pasted into a study file."""
+    asked = ["review", "init", "--home", str(consortium.folder / name), "--name", name, "--mlflow", "http://x"]
+    return CliRunner().invoke(main, asked).stdout
+
+
+def test_a_plan_without_reviewers_is_published_with_a_warning(consortium: Consortium) -> None:
+    draft = json.loads(consortium.draft.read_text())
+    consortium.draft.write_text(json.dumps(draft | {"reviewers": []} | {"release": {"reviewers_needed": 1}}))
+    said = run(*propose_command(consortium, *consortium.sites))
+    assert "Warning: The plan names no reviewer: its model stays a candidate and is never released." in said
+    assert consortium.study in said
+
+
+def test_reviewers_who_could_never_release_a_model_are_refused(consortium: Consortium) -> None:
+    file = consortium.folder / "study.yaml"
+    shutil.copyfile(HEART, consortium.folder / "contract.yaml")
+    sites = [part for site in consortium.sites[:4] for part in ("--site", site)]
+    entry = review_init(consortium, "dr-a")
+    cases = (
+        (f"reviewers: [{entry}]\nrelease: {{reviewers_needed: 2}}\n", "plan-reviewers", "at least 2 reviewers, got 1"),
+        (f"reviewers: [{entry}, {entry.replace('dr-a', 'dr-b')}]\n", "plan-keys", "Two participants share a key"),
+        ("reviewers: [{name: dr-a, identity_key: 00}]\n", "yaml-fields", "reviewers.0.identity_key"),
+    )
+    for text, code, message in cases:
+        file.write_text(STUDY + text)
+        error = refused("coordinator", "propose", "--home", str(consortium.coordinator), str(file), *sites)
+        assert error.code == code
+        assert message in str(error)
+    assert consortium.study == ""
 
 
 def test_a_draft_need_not_fit_the_sites_that_it_is_not_for(consortium: Consortium) -> None:

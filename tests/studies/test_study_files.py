@@ -191,6 +191,18 @@ def test_what_is_missing_is_asked_for_and_nothing_else(tmp_path: Path) -> None:
     ]
 
 
+def test_the_skeleton_says_how_reviewers_are_named(tmp_path: Path) -> None:
+    (tmp_path / "sample.csv").write_text(SAMPLE)
+    write_skeleton(_skeleton(tmp_path, ignore=("when", "note"), ranges={"age": ("0", "120")}), lambda _: "icu, er")
+    file = tmp_path / "new" / "study.yaml"
+    assert read_study(file)[0].reviewers == ()
+    named = file.read_text().replace("# reviewers:", "reviewers:").replace("# release:", "release:")
+    file.write_text(named.replace("64 digits", "0a" * 32))
+    study, _ = read_study(file)
+    assert [reviewer.name for reviewer in study.reviewers] == ["dr-example"]
+    assert study.release.reviewers_needed == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
