@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from infra.homes import coordinator_store, fingerprint, read_identity, site_store
+from infra.own_ledger import OwnLedger
 from infra.plans import shown
 from infra.prefect_server import is_healthy, why_unhealthy
 from infra.prefect_view import agent_seen, study_schedule
 from infra.services import is_answering
 from infra.settings import load_settings, proxy_password
-from schemas.canonical import parse_canonical, sha256_hex
+from infra.standing import UNVERIFIED, departures, model_state, newest_round, say_model, sites_not_agreed
+from schemas.canonical import sha256_hex
 from schemas.errors import ConsiliumError, OperationError
-from schemas.layout import approval_key, plan_key, release_key, round_key
+from schemas.layout import plan_key, round_key
 from schemas.options import CoordinatorSettings, SiteSettings
 from schemas.plan import StudyPlan
+from schemas.statistics import StatisticsPlan, parse_agreement
 from tasks.storage.base import Store
 from tasks.storage.s3 import S3Store
 
@@ -37,6 +40,7 @@ def site_status(home: Path) -> dict[str, Any]:
     settings = load_settings(SiteSettings, home / "config.json")
     identity = read_identity(home, settings.name)
     store, stored = _open(lambda: site_store(settings))
+    ledger = OwnLedger(home, settings, identity)
     return {
         "site": settings.name,
         "fingerprint": fingerprint(identity.identity_key),
@@ -44,8 +48,11 @@ def site_status(home: Path) -> dict[str, Any]:
         "paused": settings.paused,
         "store": stored,
         "prefect": _server_of_site(home, settings),
-        "budget": {"epsilon": settings.epsilon, "delta": settings.delta},
-        "studies": [_study_of_site(settings, store, study) for study in settings.studies],
+        "budget": ledger.budget(),
+        "studies": [
+            _study_of_site(settings, store, study) | {"last_refusal": ledger.last_refusal(study)}
+            for study in settings.studies
+        ],
     }
 
 
@@ -118,51 +125,84 @@ def _open(opened: Callable[[], Store]) -> tuple[Store | None, dict[str, Any]]:
     return store, {"state": "answers"}
 
 
-def _read_plan(store: Store | None, study: str) -> StudyPlan | None:
+def _read_plan(store: Store | None, study: str) -> StudyPlan | StatisticsPlan | None:
     data = store.get(plan_key(study)) if store is not None else None
     if data is None or sha256_hex(data) != study:
         return None
-    return parse_canonical(StudyPlan, data, "the plan")
+    return parse_agreement(data, "the plan")
 
 
 def _study_of_site(settings: SiteSettings, store: Store | None, study: str) -> dict[str, Any]:
-    plan = _read_plan(store, study)
-    state = "left" if study in settings.left else "approved"
-    if state == "approved" and store is not None and store.exists(release_key(study, "release.json")):
-        state = "released"
+    plan, left = _read_plan(store, study), study in settings.left
+    if isinstance(plan, StatisticsPlan):
+        return _question_of_site(study, plan, left)
+    model = model_state(store, plan) if store is not None and plan is not None else None
     return {
         "study": study,
         "title": shown(plan.title) if plan else None,
-        "state": state,
-        "waiting_for": _unapproved(store, plan) if store is not None and plan is not None else [],
+        "state": "left" if left else _over(model) if model else "approved",
+        "model": model,
+        "waiting_for": sites_not_agreed(store, plan) if store is not None and plan is not None else [],
         **_progress(store, plan),
     }
 
 
-def _unapproved(store: Store, plan: StudyPlan) -> list[str]:
-    return [site.name for site in plan.sites if not store.exists(approval_key(plan.study, site.name))]
+def _question_of_site(study: str, plan: StatisticsPlan, left: bool) -> dict[str, Any]:
+    state = "left" if left else "approved (a question)"
+    return {"study": study, "title": shown(plan.title), "state": state, "model": None, "waiting_for": []}
+
+
+def _over(model: dict[str, Any]) -> str:
+    return "finished" if model["complete"] else "ended early"
 
 
 def _study_of_coordinator(settings: CoordinatorSettings, store: Store | None) -> dict[str, Any]:
     study, plan = settings.study, _read_plan(store, settings.study)
-    if plan is None or store is None:
-        return {"study": study, "state": "plan-unreadable"}
-    missing = _unapproved(store, plan)
-    if store.exists(release_key(study, "release.json")):
-        state = "released"
-    else:
-        state = "waiting for approvals" if missing else "approved"
+    if not isinstance(plan, StudyPlan) or store is None:
+        return {"study": study, "state": "plan-unreadable", "model": None}
+    missing, model = sites_not_agreed(store, plan), model_state(store, plan)
+    newest, gone = newest_round(store, plan), departures(store, plan)
+    answers = newest.pop("answers") if newest is not None else {}
+    waiting = "waiting for approvals" if missing else "approved"
     return {
         "study": study,
         "title": shown(plan.title),
-        "state": state,
+        "state": _over(model) if model else waiting,
+        "model": model,
         **_progress(store, plan),
         "schedule": study_schedule(settings.prefect_api_url, study),
+        "last_round": newest,
         "sites": {
-            site.name: {"approved": site.name not in missing, **agent_seen(settings.prefect_api_url, site.name)}
+            site.name: {
+                "approved": site.name not in missing,
+                "left": gone[site.name] == "left",
+                "ledger": UNVERIFIED if gone[site.name] == UNVERIFIED else "verified",
+                "last_round": answers.get(site.name),
+                **agent_seen(settings.prefect_api_url, site.name),
+            }
             for site in plan.sites
         },
     }
+
+
+def say_state(study: dict[str, Any]) -> str:
+    """Says how a study stands, and what became of its model once it is over."""
+    over = study["model"] is not None and study["state"] != "left"
+    return say_model(study["model"]) if over else str(study["state"])
+
+
+def say_site(site: dict[str, Any]) -> str:
+    """Says how one hospital of a study stands: agreement, newest round, agent."""
+    beat, last = site["heartbeat_seconds"], site["last_round"]
+    parts = ["approved" if site["approved"] else "NOT approved"]
+    if site["left"]:
+        parts.append("LEFT the study")
+    if site["ledger"] == UNVERIFIED:
+        parts.append("published ledger NOT VERIFIED")
+    if last is not None:
+        parts.append(f"last round {last['answer']}{f' ({code})' if (code := last['code']) else ''}")
+    parts.append(f"agent {site['agent']}{f', last heartbeat {beat} s ago' if beat is not None else ''}")
+    return ", ".join(parts)
 
 
 def last_error(events: Path) -> dict[str, str] | None:

@@ -203,13 +203,14 @@ def propose(home: Path, draft: Path, names: tuple[str, ...], files: tuple[Path, 
 @HOME
 @AS_JSON
 def status(home: Path, as_json: bool) -> None:
-    """Say how the coordinator stands: worker, servers, store, last error, schedule, approvals, agents, rounds.
+    """Say how the coordinator stands: worker, servers, store, last error, schedule, approvals, rounds, agents, model.
 
     The worker is `consilium coordinator serve`; a run is one pass of the study, by it or by `coordinator run`. An agent
-    that was killed counts as online until it has missed several heartbeats: see how old its last one is.
+    that was killed counts as online until it has missed several heartbeats: see how old its last one is. Of each
+    hospital the last round says whether it contributed, refused (with the code it signed) or was silent.
     """
     home = existing(home, "config.json")
-    from infra.status import coordinator_status, say_progress
+    from infra.status import coordinator_status, say_progress, say_site, say_state
 
     found = coordinator_status(home)
     if as_json:
@@ -226,16 +227,16 @@ def status(home: Path, as_json: bool) -> None:
     if study is None:
         click.echo("Study        none proposed; see consilium coordinator propose")
         return
-    click.echo(f"Study        {study['study'][:12]} {study.get('title', '')}: {study['state']}{say_progress(study)}")
+    click.echo(f"Study        {study['study'][:12]} {study.get('title', '')}: {say_state(study)}{say_progress(study)}")
     if "schedule" in study:
         due = study["schedule"]["next_run"]
         click.echo(f"Schedule     {study['schedule']['state']}{f', next run {due[:19]} UTC' if due else ''}")
+    if newest := study.get("last_round"):
+        told = newest.get("unverified")
+        what = f"{newest['round']} ({newest['kind']}), attempt {newest['attempt']}" if told is None else ""
+        click.echo(f"Last round   {what or f'NOT VERIFIED ({told})'}")
     for name, site in study.get("sites", {}).items():
-        beat = site["heartbeat_seconds"]
-        seen = f", last heartbeat {beat} s ago" if beat is not None else ""
-        click.echo(
-            f"    {name:<24} {'approved' if site['approved'] else 'NOT approved':<14} agent {site['agent']}{seen}"
-        )
+        click.echo(f"    {name:<24} {say_site(site)}")
 
 
 @click.command(

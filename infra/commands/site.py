@@ -138,9 +138,13 @@ def approve(home: Path, study: str, yes: bool, out: Path | None) -> None:
 @HOME
 @AS_JSON
 def status(home: Path, as_json: bool) -> None:
-    """Say how this hospital stands: agent, store, server, studies."""
+    """Say how this hospital stands: agent, store, server, budget, studies and what it refused last in each.
+
+    The budget is the one that counts, of the hospital's ledger; where config.json says otherwise, what to do about it.
+    """
     home = existing(home, "config.json")
-    from infra.status import say_progress, site_status
+    from infra.own_ledger import say_budget, say_refusal
+    from infra.status import say_progress, say_state, site_status
 
     found = site_status(home)
     if as_json:
@@ -150,12 +154,16 @@ def status(home: Path, as_json: bool) -> None:
     click.echo(f"Fingerprint  {found['fingerprint']}")
     click.echo(f"Store        {found['store'].get('message', found['store']['state'])}")
     click.echo(f"Prefect      {found['prefect']}")
-    click.echo(f"Budget       epsilon {found['budget']['epsilon']}, delta {found['budget']['delta']}; see site budget")
+    click.echo(f"Budget       {say_budget(found['budget'])}")
+    for advice in found["budget"]["advice"]:
+        click.echo(f"             {advice}")
     for study in found["studies"]:
         title = study["title"] or "(plan not readable)"
-        click.echo(f"Study        {study['study'][:12]} {title}: {study['state']}{say_progress(study)}")
+        click.echo(f"Study        {study['study'][:12]} {title}: {say_state(study)}{say_progress(study)}")
         if study["waiting_for"] and study["state"] == "approved":
             click.echo(f"             not begun: {', '.join(study['waiting_for'])} did not approve it")
+        for line in say_refusal(study["last_refusal"], home) if study["last_refusal"] else ():
+            click.echo(f"             {line}")
     if not found["studies"]:
         click.echo("Study        none approved; see consilium site approve")
 

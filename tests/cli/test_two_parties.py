@@ -43,12 +43,22 @@ def test_a_study_made_by_the_commands_runs_on_s3_and_its_evidence_verifies(on_s3
     report = verify_evidence(evidence, read_public_keys(on_s3.coordinator / "public-keys.json"))
     assert report.passed
     status = json.loads(run("coordinator", "status", "--home", str(on_s3.coordinator), "--json"))
-    assert (status["study"]["state"], status["study"]["rounds_opened"]) == ("released", 2)
+    assert (status["study"]["state"], status["study"]["rounds_opened"]) == ("finished", 2)
     assert status["study"]["evaluated"]
+    assert status["study"]["last_round"]["kind"] == "evaluate"
+    assert {site["last_round"]["answer"] for site in status["study"]["sites"].values()} == {"contributed"}
+    assert status["study"]["model"] == {
+        "complete": True,
+        "model": "candidate",
+        "code": "",
+        "approvals_needed": 2,
+        "approvals_missing": 2,
+    }
     site = json.loads(run("site", "status", "--home", str(on_s3.home(on_s3.sites[0])), "--json"))
     assert site["studies"] == [
-        {"study": on_s3.study, "title": opened.plan.title, "state": "released", "waiting_for": []}
+        {"study": on_s3.study, "title": opened.plan.title, "state": "finished", "waiting_for": []}
         | {"rounds_opened": 2, "rounds": 2, "evaluated": True}
+        | {"model": status["study"]["model"], "last_refusal": None}
     ]
 
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from flows.gate_pass import pass_gate
+from infra.cli import main
 from schemas.errors import EvidenceError, OperationError
 from schemas.ledger import ReleaseDecided
 from tasks.audit.keys import read_public_keys
@@ -18,17 +20,25 @@ from tasks.tracking.vocabulary import RELEASED, REVIEW_STATE
 from tests.review.studies import FIRST, SECOND, Registered, aliases, pass_once, send_review, tag
 
 
+def status(study: Registered) -> str:
+    result = CliRunner().invoke(main, ["coordinator", "status", "--home", str(study.home)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
 def test_two_approvals_with_two_keys_release_the_model_and_the_evidence_says_so(candidate: Registered) -> None:
     assert "waiting: 2 of 2 signed approvals missing" in pass_once(candidate, 20)
     send_review(candidate, FIRST, "approve")
     assert "waiting: 1 of 2 signed approvals missing" in pass_once(candidate, 20)
     assert RELEASED not in aliases(candidate)
+    assert "finished; model a candidate (1 of 2 signed approvals missing)" in status(candidate)
     keys = str(candidate.prepared.keys)
     send_review(candidate, SECOND, "approve", "--evidence", str(candidate.home / "evidence"), "--keys", keys)
     assert "released: 2 signed approvals" in pass_once(candidate, 0)
     assert "released: 2 signed approvals" in pass_once(candidate, 0)
     assert set(aliases(candidate)) == {"candidate", RELEASED}
     assert tag(candidate, REVIEW_STATE) == "released: 2 signed approvals"
+    assert "finished; model released, 2 of 2 rounds opened" in status(candidate)
     log = candidate.coordinator().log
     (decided,) = (entry.body for entry in log.find(candidate.plan.study, "release-decided"))
     assert isinstance(decided, ReleaseDecided)
@@ -44,10 +54,12 @@ def test_a_rejection_stops_it_a_later_approval_replaces_it_and_a_late_rejection_
     send_review(candidate, SECOND, "reject")
     assert f"rejected: by {SECOND}" in pass_once(candidate, 21)
     assert f"rejected: by {SECOND}" in pass_once(candidate, 21)
+    assert "finished; model rejected" in status(candidate)
     send_review(candidate, SECOND, "approve")
     assert "released" in pass_once(candidate, 0)
     send_review(candidate, FIRST, "reject")
     assert f"withdrawn: by {FIRST}" in pass_once(candidate, 21)
+    assert "finished; model withdrawn" in status(candidate)
     assert aliases(candidate) == ("candidate",)
     log = candidate.coordinator().log
     outcomes = [
