@@ -207,6 +207,12 @@ def events_for(store: LedgerStore, study: str) -> list[PrivacyEvent]:
     return [entry.body.event for entry in store.entries_for(study) if isinstance(entry.body, PrivacyReserved)]
 
 
+_SHARES = (
+    "The share is of what adds up from use to use, and that is not epsilon: half of the epsilon takes less than half "
+    "of the budget, and a rest too small to show here can still admit a use of a tiny epsilon."
+)
+
+
 def describe_budget(store: LedgerStore, plan: StudyPlan | None = None) -> str:
     """Says in words what the budget is, what was spent, what remains, and what `plan` would change."""
     rules = store.read_rules()
@@ -221,6 +227,8 @@ def describe_budget(store: LedgerStore, plan: StudyPlan | None = None) -> str:
     ]
     lines += _describe_questions(rules)
     lines += [_describe_part(rules, part) for part in PARTS]
+    if rules.reservations:
+        lines.append(_SHARES)
     if plan is not None:
         lines += _describe_plan(rules, plan)
     return "\n".join(lines)

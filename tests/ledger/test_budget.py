@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -236,9 +237,14 @@ def test_the_budget_is_told_in_words_with_what_a_planned_study_would_change(tmp_
     text = describe_budget(store, plan)
     assert "up to epsilon 3 at delta 1e-5 in total, over all studies and for ever" in text
     assert "'Example' would bring training patients to epsilon 3; it fits" in text
+    assert "The share is of" not in text
     reserve(store, COHORT, digest("i"), 1, EVENT, STUDY)
     text = describe_budget(store, plan)
     assert "Training patients: epsilon 0.83" in text
+    spent = re.search(r"Training patients: epsilon (\S+) spent \((\S+) % of the budget\)", text)
+    assert spent is not None
+    assert float(spent[2]) < 100 * float(spent[1]) / 3, "half of the epsilon takes less than half of the budget"
+    assert "The share is of what adds up from use to use, and that is not epsilon" in text
     assert "Held-out patients: epsilon 0 spent" in text
     assert "it does NOT fit" in text
     assert KEY_HEX not in text
