@@ -17,6 +17,8 @@ from schemas.options import SiteSettings
 from schemas.plan import SiteEntry
 from tasks.identity import verify_party_name
 from tasks.storage.base import Store
+from tasks.storage.folder import FolderStore
+from tasks.storage.s3 import S3Store
 
 LARGEST_REQUEST = 1 << 20
 _SIGNIFICANT_DIGITS = 2
@@ -124,10 +126,17 @@ def _newest(store: Store, name: str) -> JoinRequest:
     verify_party_name(name)
     requests = [open_request(store.get(key, LARGEST_REQUEST) or b"", name) for key in store.list(join_prefix(name))]
     if not requests:
-        raise PeerError("no-request", name, "has not asked to join.", "It runs consilium site join.")
+        remedy = f"It runs consilium site join; or it did, and its store differs from this one: {_address(store)}."
+        raise PeerError("no-request", name, "has not asked to join.", remedy)
     if any(request.site != name for request in requests):
         raise PeerError("wrong-name", name, "a request under its prefix names another site.")
     return max(requests, key=lambda request: request.time)
+
+
+def _address(store: Store) -> str:
+    if isinstance(store, S3Store):
+        return f"s3://{'/'.join(part for part in (store.place.bucket, store.place.root) if part)}"
+    return str(store.root) if isinstance(store, FolderStore) else "another store"
 
 
 def _verify_rounded(patients: int) -> None:

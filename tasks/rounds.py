@@ -22,6 +22,7 @@ from schemas.messages import (
     ShareRequest,
 )
 from schemas.plan import Agreement
+from schemas.statistics import StatisticsPlan
 from tasks.storage.base import Store
 from tasks.storage.mailbox import Signed, read_signed
 
@@ -185,6 +186,13 @@ def verify_approvals(store: Store, plan: Agreement) -> dict[str, str]:
         key = approval_key(plan.study, name, coordinator=role == "coordinator")
         found = read_signed(store, key, PlanApproval, plan.study, key_hex, name)
         if found is None or (found.predicate.participant, found.predicate.role) != (name, role):
-            raise PeerError("approval-missing", name, "the plan is not approved.", "Approve it, then run again.")
+            raise PeerError("approval-missing", name, "the plan is not approved.", _how_to_approve(plan, role))
         digests[name] = found.digest
     return digests
+
+
+def _how_to_approve(plan: Agreement, role: str) -> str:
+    if role == "coordinator":
+        return "The coordinator proposes it again."
+    command = "statistics approve" if isinstance(plan, StatisticsPlan) else "site approve"
+    return f"There: consilium {command} --home HOME {plan.study}. Then run again."
