@@ -18,7 +18,7 @@ def run_coordinator(home: Path) -> None:
     The environment must name the Prefect server (`PREFECT_API_URL`) before this is called.
 
     Raises:
-        ConsiliumError: what stopped the study; also the last line of ``events.jsonl``.
+        ConsiliumError: what stopped the study; also the last line of ``events.jsonl``, unless another run holds it.
     """
     hide_expected_tracebacks()
     progress = Progress(home / "events.jsonl")
@@ -29,5 +29,6 @@ def run_coordinator(home: Path) -> None:
 
             asyncio.run(run_study(context))
     except ConsiliumError as error:
-        progress.emit("failed", code=error.code, message=error.message, remedy=error.remedy)
+        if error.code != "study-running":  # that stopped this call, not the study
+            progress.emit("failed", code=error.code, message=error.message, remedy=error.remedy)
         raise

@@ -168,14 +168,17 @@ def coordinator_run(home: Path) -> None:
     from schemas.options import CoordinatorSettings
 
     settings = load_settings(CoordinatorSettings, home / "config.json")
+    from infra.status import say_result
+
     if (home / "summary.json").is_file():
-        click.echo(f"The study of this folder is finished; its evidence is in {home / 'evidence'}.", err=True)
+        click.echo(say_result(home), err=True)
         return
     enter_participant_environment(home.absolute(), settings.prefect_api_url)
     click.echo(f"Running; progress: {home / 'events.jsonl'} and consilium coordinator status.", err=True)
     from flows.main import run_coordinator
 
     run_coordinator(home)
+    click.echo(say_result(home), err=True)
 
 
 for _command in coordinator_commands.COMMANDS:

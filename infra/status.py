@@ -29,6 +29,7 @@ from tasks.storage.s3 import S3Store
 
 WORKER_LOCK = "worker.lock"
 _EVENTS_READ_BYTES = 1 << 20
+_ACHIEVED = ("ceremony-done", "round-done", "evaluation-done", "released", "evidence-exported", "study-done")
 
 
 def site_status(home: Path) -> dict[str, Any]:
@@ -206,23 +207,56 @@ def say_site(site: dict[str, Any]) -> str:
 
 
 def last_error(events: Path) -> dict[str, str] | None:
-    """Returns what stopped the study last, as its events name it; None once it was released after that."""
+    """Returns what stopped the study last, as its events name it; None once the study went on after that.
+
+    What stopped it before it began is overtaken when it begins, anything else by the next thing that it achieved.
+    """
+    stopped, before_it_began, begun = None, False, False
+    for event in _newest_events(events):
+        name = event.get("event")
+        if name == "failed" and event.get("code") != "study-running":
+            stopped = {part: str(event.get(part, "")) for part in ("time", "code", "message", "remedy")}
+            before_it_began, begun = not begun, False
+        elif name == "study-started":
+            begun = True
+            stopped = None if before_it_began else stopped
+        elif name in _ACHIEVED:
+            stopped = None
+    return stopped
+
+
+def _newest_events(events: Path) -> Iterator[dict[str, Any]]:
     try:
         with events.open("rb") as lines:
             lines.seek(max(0, events.stat().st_size - _EVENTS_READ_BYTES))
             newest = lines.read().decode(errors="replace").splitlines()
     except OSError:
-        return None
-    for line in reversed(newest):
+        return
+    for line in newest:
         try:
             event = json.loads(line)
         except ValueError:  # a process that was killed left half a line
             continue
-        if event.get("event") == "study-done":
-            return None
-        if event.get("event") == "failed":
-            return {name: str(event.get(name, "")) for name in ("time", "code", "message", "remedy")}
-    return None
+        if isinstance(event, dict):
+            yield event
+
+
+def say_result(home: Path) -> str:
+    """Says what a study that is over left in its coordinator's home, by its summary.json."""
+    evidence = f"its evidence is in {home / 'evidence'}."
+    try:
+        summary = json.loads((home / "summary.json").read_text())
+        over = "The study of this folder is finished" if summary["complete"] else "The study of this folder ended early"
+        auc = summary["evaluation"]
+        figures = (
+            "no evaluation"
+            if auc is None
+            else f"AUC {auc['auc']:.3f}, 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
+        )
+        result = f"Result: {summary['rounds']} rounds, {figures}; model {summary['model_version']}."
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"The study of this folder is over; {evidence}"
+    return f"{over}; {evidence}\n{result} See consilium coordinator status for its review."
 
 
 def _progress(store: Store | None, plan: StudyPlan | None) -> dict[str, Any]:

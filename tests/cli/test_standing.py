@@ -11,13 +11,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from flows.lease import hold_study
+from flows.main import run_coordinator
 from infra.approving import leave, set_paused
 from infra.embedded import Faults
 from infra.standing import model_state, newest_round, say_model
-from schemas.errors import OperationError
+from infra.status import last_error
+from schemas.errors import OperationError, PeerError
 from schemas.layout import approval_key, attempt_key, ledger_key, release_key, review_key
 from tests.audit.released import ReleasedStudy, make_released_study
-from tests.cli.parties import Consortium, run
+from tests.cli.parties import Consortium, refused, run
 from tests.conftest import FinishedStudy
 from tests.simulator import Prepared, change_settings, copy_study, open_consortium
 
@@ -269,3 +272,77 @@ def test_an_edited_ledger_is_not_believed(prepared: Prepared) -> None:
     assert status["budget"]["epsilon"] is None
     assert status["budget"]["ledger"] == "not-canonical"
     assert "Budget       ledger.sqlite NOT VERIFIED (not-canonical); see site budget" in site_said(prepared, site)
+
+
+# --- what stopped the study, and how it ended
+
+
+def events(home: Path, *names: str) -> None:
+    """Writes events; a name with a colon is a failure of that code."""
+    lines = [
+        {"time": "2026-01-02T03:04:05", "event": "failed", "code": name[1:], "message": "m", "remedy": "r"}
+        if name.startswith(":")
+        else {"time": "2026-01-02T03:04:05", "event": name}
+        for name in names
+    ]
+    (home / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        ((":approval-missing", "study-started"), None),
+        ((":approval-missing", ":store-unreachable", "study-started"), None),
+        (("study-started", ":no-quorum", "study-started"), "no-quorum"),
+        (("study-started", ":no-quorum", "study-started", "round-started"), "no-quorum"),
+        (("study-started", ":no-quorum", "study-started", "round-done"), None),
+        (("study-started", "round-done", ":no-quorum"), "no-quorum"),
+        (("study-started", ":no-quorum", ":study-running"), "no-quorum"),
+        (("study-started", ":study-running"), None),
+        ((":no-quorum", "study-done"), None),
+    ],
+)
+def test_an_error_is_shown_until_the_study_went_on(tmp_path: Path, names: tuple[str, ...], code: str | None) -> None:
+    events(tmp_path, *names)
+    shown = last_error(tmp_path / "events.jsonl")
+    assert (shown["code"] if shown else None) == code
+
+
+def test_a_second_run_of_a_study_is_refused_and_leaves_no_error_behind(prepared: Prepared) -> None:
+    home = prepared.workdir.coordinator
+    with hold_study(home), pytest.raises(OperationError) as caught:
+        run_coordinator(home)
+    assert caught.value.code == "study-running"
+    assert last_error(home / "events.jsonl") is None
+
+
+def test_a_run_ends_with_its_result_and_says_it_again(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = prepared.workdir.coordinator
+    summary = {"complete": True, "rounds": 2, "evaluation": {"auc": 0.9, "low": 0.85, "high": 0.95}}
+
+    def end(folder: Path) -> None:
+        (folder / "summary.json").write_text(json.dumps(summary | {"model_version": "breast-cancer/1"}))
+
+    monkeypatch.setattr("flows.main.run_coordinator", end)
+    monkeypatch.setattr("infra.settings.enter_participant_environment", lambda *_: None)
+    ends = (
+        f"The study of this folder is finished; its evidence is in {home / 'evidence'}.\n"
+        "Result: 2 rounds, AUC 0.900, 95 % interval 0.850 to 0.950; model breast-cancer/1. See consilium coordinator"
+    )
+    assert ends in run("coordinator", "run", "--home", str(home))
+    said_again = run("coordinator", "run", "--home", str(home))
+    assert said_again.startswith(ends)
+
+
+def test_whoever_did_not_approve_is_told_the_command_with_the_digest(approved: Consortium) -> None:
+    site = approved.sites[0]
+    (approved.folder / "store" / approval_key(approved.study, site)).unlink()
+    with pytest.raises(PeerError, match=f"{site}: the plan is not approved") as caught:
+        approved.opened()
+    assert caught.value.remedy == f"There: consilium site approve --home HOME {approved.study}. Then run again."
+
+
+def test_whoever_has_not_asked_may_have_asked_in_another_store(consortium: Consortium) -> None:
+    error = refused("coordinator", "sites", "--home", str(consortium.coordinator), "nobody")
+    store = consortium.folder / "store"
+    assert error.remedy == f"It runs consilium site join; or it did, and its store differs from this one: {store}."

@@ -30,6 +30,8 @@ def test_a_question_is_written_approved_asked_and_shown(prepared_study: Prepared
         approved = run("approve", question, "--home", site, "--yes").output
         assert "epsilon 0.4 at delta 1e-5" in approved
     assert "Approved by all; not answered yet." in run("show", question, "--home", homes[0]).output
+    status = CliRunner().invoke(main, ["site", "status", "--home", homes[0]])
+    assert f"Study        {question[:12]} Large masses: approved (a question)" in status.output
 
     everybody = [part for site in homes for part in ("--site-home", site)]
     assert "No folder was named for" in run("ask", question, "--home", home, *everybody[:4], code=14).output
