@@ -112,7 +112,7 @@ def _equal(left: str, right: str) -> bool:
 def say_budget(budget: dict[str, Any]) -> str:
     """Says which budget counts."""
     if budget["epsilon"] is None:
-        return f"ledger.sqlite NOT VERIFIED ({budget['ledger']}); see site budget"
+        return f"UNKNOWN: ledger.sqlite cannot be read or does not verify ({budget['ledger']}); see site budget"
     later = "" if budget["registered"] else " (config.json; counts from the first use)"
     return f"epsilon {budget['epsilon']}, delta {budget['delta']}{later}; see site budget"
 

@@ -235,7 +235,7 @@ def require_approvals(home: Path, question: str) -> StatisticsPlan:
         raise OperationError(
             "approval-missing",
             f"Not approved yet by: {', '.join(missing)}.",
-            "Each of them runs `consilium statistics approve`; then ask again.",
+            f"Each of them runs `consilium statistics approve {question} --home HOME`; then ask again.",
         )
     return plan
 

@@ -19,11 +19,12 @@ from infra.services import is_answering
 from infra.settings import load_settings, proxy_password
 from infra.standing import UNVERIFIED, departures, model_state, newest_round, say_model, sites_not_agreed
 from schemas.canonical import sha256_hex
-from schemas.errors import ConsiliumError, OperationError
-from schemas.layout import plan_key, round_key
+from schemas.errors import ConsiliumError, OperationError, PeerError
+from schemas.layout import plan_key
 from schemas.options import CoordinatorSettings, SiteSettings
 from schemas.plan import StudyPlan
 from schemas.statistics import StatisticsPlan, parse_agreement
+from tasks.rounds import read_opening
 from tasks.storage.base import Store
 from tasks.storage.s3 import S3Store
 
@@ -192,6 +193,13 @@ def say_state(study: dict[str, Any]) -> str:
     return say_model(study["model"]) if over else str(study["state"])
 
 
+def say_round(newest: dict[str, Any]) -> str:
+    """Says which round was asked for last."""
+    if UNVERIFIED in newest:
+        return f"NOT VERIFIED ({newest[UNVERIFIED]})"
+    return f"{newest['round']} ({newest['kind']}), attempt {newest['attempt']}"
+
+
 def say_site(site: dict[str, Any]) -> str:
     """Says how one hospital of a study stands: agreement, newest round, agent."""
     beat, last = site["heartbeat_seconds"], site["last_round"]
@@ -264,8 +272,15 @@ def _progress(store: Store | None, plan: StudyPlan | None) -> dict[str, Any]:
         return {}
     rounds = plan.mechanism.rounds
     # A round that was lost with its key ceremony is never opened; those after it are.
-    opened = [store.exists(round_key(plan.study, round_, None, "opening.json")) for round_ in range(1, rounds + 2)]
+    opened = [_is_opened(store, plan, round_) for round_ in range(1, rounds + 2)]
     return {"rounds_opened": sum(opened[:-1]), "rounds": rounds, "evaluated": opened[-1]}
+
+
+def _is_opened(store: Store, plan: StudyPlan, round_: int) -> bool:
+    try:
+        return read_opening(store, plan, round_) is not None
+    except PeerError:  # somebody else's file is no opening
+        return False
 
 
 def say_progress(study: dict[str, Any]) -> str:

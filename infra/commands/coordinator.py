@@ -210,7 +210,7 @@ def status(home: Path, as_json: bool) -> None:
     hospital the last round says whether it contributed, refused (with the code it signed) or was silent.
     """
     home = existing(home, "config.json")
-    from infra.status import coordinator_status, say_progress, say_site, say_state
+    from infra.status import coordinator_status, say_progress, say_round, say_site, say_state
 
     found = coordinator_status(home)
     if as_json:
@@ -232,9 +232,7 @@ def status(home: Path, as_json: bool) -> None:
         due = study["schedule"]["next_run"]
         click.echo(f"Schedule     {study['schedule']['state']}{f', next run {due[:19]} UTC' if due else ''}")
     if newest := study.get("last_round"):
-        told = newest.get("unverified")
-        what = f"{newest['round']} ({newest['kind']}), attempt {newest['attempt']}" if told is None else ""
-        click.echo(f"Last round   {what or f'NOT VERIFIED ({told})'}")
+        click.echo(f"Last round   {say_round(newest)}")
     for name, site in study.get("sites", {}).items():
         click.echo(f"    {name:<24} {say_site(site)}")
 

@@ -18,7 +18,7 @@ from infra.embedded import Faults
 from infra.standing import model_state, newest_round, say_model
 from infra.status import last_error
 from schemas.errors import OperationError, PeerError
-from schemas.layout import approval_key, attempt_key, ledger_key, release_key, review_key
+from schemas.layout import approval_key, attempt_key, ledger_key, release_key, review_key, round_key
 from tests.audit.released import ReleasedStudy, make_released_study
 from tests.cli.parties import Consortium, refused, run
 from tests.conftest import FinishedStudy
@@ -107,6 +107,9 @@ def test_what_does_not_verify_is_not_believed_and_is_named(prepared: Prepared) -
     assert " NOT approved, last round contributed" in line_of(text, first)
     assert "approved, published ledger NOT VERIFIED, " in line_of(text, second)
     assert told(prepared)["sites"][third]["ledger"] == "verified"
+    assert "1 of 2 rounds opened" in text
+    spoil(prepared, round_key(study, 1, None, "opening.json"))
+    assert "0 of 2 rounds opened" in said(prepared)
     spoil(prepared, attempt_key(study, 1, 1, None, "instruction.json"))
     assert "Last round   NOT VERIFIED (" in said(prepared)
     assert told(prepared)["sites"][third]["last_round"] is None
@@ -271,7 +274,9 @@ def test_an_edited_ledger_is_not_believed(prepared: Prepared) -> None:
     status = json.loads(run("site", "status", "--home", str(prepared.workdir.site(site)), "--json"))
     assert status["budget"]["epsilon"] is None
     assert status["budget"]["ledger"] == "not-canonical"
-    assert "Budget       ledger.sqlite NOT VERIFIED (not-canonical); see site budget" in site_said(prepared, site)
+    assert "Budget       UNKNOWN: ledger.sqlite cannot be read or does not verify (not-canonical)" in site_said(
+        prepared, site
+    )
 
 
 # --- what stopped the study, and how it ended

@@ -25,6 +25,7 @@ def test_a_question_is_written_approved_asked_and_shown(prepared_study: Prepared
     question = written["question"]
     refused = run("ask", question, "--home", home, code=14)
     assert "Not approved yet by: hospital-01" in refused.output
+    assert f"`consilium statistics approve {question} --home HOME`" in refused.output
     homes = [str(prepared.workdir.site(site)) for site in written["sites"]]
     for site in homes:
         approved = run("approve", question, "--home", site, "--yes").output
