@@ -62,7 +62,7 @@ def _server_of_site(home: Path, settings: SiteSettings) -> str:
     try:
         password = proxy_password(home, settings)
     except OperationError as error:
-        return error.code
+        return f"was not asked ({error.code}): {error.message}"
     authority = str(home / settings.ca_file) if settings.ca_file is not None else None
     why = why_unhealthy(settings.prefect_api_url, password, authority)
     return "answers" if why is None else f"does not answer: {why}"
